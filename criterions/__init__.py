@@ -1,0 +1,7 @@
+"""Losses; importing this package registers them with fairseq."""
+
+from __future__ import annotations
+
+from .label_smoothed_cross_entropy import AdjustLabelSmoothedCrossEntropy, AdjustLabelSmoothedCrossEntropyConfig
+
+__all__ = ["AdjustLabelSmoothedCrossEntropy", "AdjustLabelSmoothedCrossEntropyConfig"]

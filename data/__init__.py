@@ -1,0 +1,1 @@
+"""Rows, pictures and tokens: what lies between a data file and a batch."""

@@ -1,0 +1,74 @@
+"""The base of every task's example builder: named columns in, examples out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BadRow
+from .codec import Codec
+from .example import Example
+from .image import ImageProblem, PictureLoader
+from .tsv import TSVStore
+
+Row = Any  # a namedtuple whose fields are the builder's columns
+
+
+class Builder:
+    """Turns one row of a TSV into the examples that are learned from it.
+
+    A subclass names its `columns`, the official order in which they stand in the file (`selected`, by split: "train"
+    and "other"), its instruction, and yields examples. What a row cannot give is reported with `self.bad(...)`.
+
+    Args:
+        store: the file; rows come to `examples` with the fields `columns`.
+        codec: text to ids.
+        cfg: the task's resolved configuration.
+        training: whether the rows are trained on; then each must be learnable. Elsewhere a row may lack its reference.
+        pictures: cell of an image column to uint8[3, S, S]; None for a task without images.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    required: ClassVar[int | None] = None  # columns beyond this many may be left out of --selected-cols
+    selected: ClassVar[Mapping[str, str]] = {}  # official default of --selected-cols, by split
+
+    def __init__(self, store: TSVStore, codec: Codec, cfg: Any, training: bool, pictures: PictureLoader | None = None):
+        self.store, self.codec, self.cfg, self.training, self.pictures = store, codec, cfg, training, pictures
+
+    def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
+        """Yields the examples of row `index`; every random choice comes from `draw`."""
+        raise NotImplementedError
+
+    def reference(self, row: Row) -> Any:
+        """What the metric compares a hypothesis for this row with; None where the row has no reference."""
+        return None
+
+    # ------------------------------------------------------------------------------------------ for subclasses
+
+    def bad(self, index: int, column: str, reason: str, remedy: str) -> BadRow:
+        """The error to raise for row `index`."""
+        return BadRow(self.store.path, self.store.line(index), column, reason, remedy)
+
+    def example(self, index: int, uniq_id: str, **parts: Any) -> Example:
+        """An `Example` of row `index`; `parts` are the rest of its fields."""
+        return Example(row=index, uniq_id=uniq_id, place=f"{self.store.path}:{self.store.line(index)}", **parts)
+
+    def image(self, index: int, cell: str, column: str = "image") -> Tensor:
+        """The picture of a cell as uint8[3, S, S]; a picture that cannot be read is a `BadRow`."""
+        try:
+            return self.pictures(cell)
+        except ImageProblem as problem:
+            raise self.bad(index, column, problem.reason, problem.remedy) from None
+
+    def source(self, text: str) -> Tensor:
+        """int64[S]: bos, the instruction's ids, eos."""
+        codec = self.codec
+        return torch.cat([torch.tensor([codec.bos]), codec.encode(text), torch.tensor([codec.eos])])
+
+    def target(self, text: str, max_tokens: int | None = None) -> Tensor:
+        """int64[T]: the ids of `text`, at most `max_tokens`, then eos."""
+        return torch.cat([self.codec.encode(text, max_tokens), torch.tensor([self.codec.eos])])

@@ -1,0 +1,400 @@
+"""Codec: the one place that knows the vocabulary. Text, box bins and image codes to token ids, and back.
+
+Two kinds of text vocabulary, each a folder given as `--bpe-dir`:
+
+- "gpt2": `dict.txt`, `encoder.json`, `vocab.bpe`, those of the released English checkpoints (official utils/BPE);
+- "sentencepiece": `spm.model`, `dict.txt`, made from the user's text by `ofa train-bpe`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from fairseq.data import Dictionary
+from torch import LongTensor, Tensor
+
+from ..errors import UserError
+
+try:
+    import tiktoken
+except ImportError:
+    tiktoken = None
+
+FILES = {"gpt2": ("dict.txt", "encoder.json", "vocab.bpe"), "sentencepiece": ("spm.model", "dict.txt")}
+_SPACE = "\u2581"  # how sentencepiece writes a space
+_FILLER = re.compile(r"madeupword\d+")  # fairseq pads dictionaries with these
+# GPT-2's own pattern, as in fairseq.data.encoders.gpt2_bpe_utils
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class Codec:
+    """Text, bins and codes to the ids of one dictionary and back. Pickles, so that spawned workers may have it.
+
+    The dictionary holds, in this order: `<s> <pad> </s> <unk>`, the symbols of `dict.txt`, `<mask>`, `<code_0>` ...,
+    `<bin_0>` ... (official tasks/ofa_task.py). Make one with `build` or `restore`.
+
+    Attributes:
+        dictionary: fairseq's, for source and target.
+        bos, pad, eos, unk, mask: ids.
+        code0, bin0: id of the first code and of the first bin; the others follow.
+    """
+
+    def __init__(self, tokenizer: _GPT2 | _SentencePiece, record: dict[str, Any], num_bins: int, code_dict_size: int):
+        for flag, value in (("--num-bins", num_bins), ("--code-dict-size", code_dict_size)):
+            if value < 0:
+                raise UserError(f"{flag} {value}: a vocabulary cannot have a negative number of tokens")
+        self.tokenizer = tokenizer
+        self.num_bins, self.code_dict_size = num_bins, code_dict_size
+        self._record = record
+        self.dictionary = Dictionary()
+        for symbol, count in tokenizer.symbols:
+            self.dictionary.add_symbol(symbol, count)
+        self.mask = len(self.dictionary)
+        self.code0 = self.mask + 1
+        self.bin0 = self.code0 + code_dict_size
+        extra = ["<mask>", *(f"<code_{i}>" for i in range(code_dict_size)), *(f"<bin_{i}>" for i in range(num_bins))]
+        for symbol in extra:
+            if symbol in self.dictionary:
+                raise UserError(f"{tokenizer.name} holds {symbol}, which OFA adds itself: take it out of dict.txt")
+            self.dictionary.add_symbol(symbol)
+        self.bos, self.pad = self.dictionary.bos(), self.dictionary.pad()
+        self.eos, self.unk = self.dictionary.eos(), self.dictionary.unk()
+        self._ids = [self.dictionary.index(symbol) for symbol in tokenizer.token_symbols]  # of the tokenizer's numbers
+        self._bytes = [tokenizer.symbol_bytes.get(s, s.encode()) for s in self.dictionary.symbols]  # of our ids
+        for silent in (self.bos, self.pad, self.eos):
+            self._bytes[silent] = b""
+
+    @classmethod
+    def build(cls, bpe: str | None, bpe_dir: str | None, num_bins: int = 1000, code_dict_size: int = 8192) -> Codec:
+        """The codec of a vocabulary folder.
+
+        Args:
+            bpe: "gpt2" (also None, as official) or "sentencepiece".
+            bpe_dir: the folder.
+            num_bins: box tokens along an axis.
+            code_dict_size: image tokens; 0 for none.
+
+        Raises:
+            UserError: naming --bpe, --bpe-dir, --num-bins or --code-dict-size and what to do.
+        """
+        bpe = _known(bpe)
+        folder = _folder(bpe, bpe_dir)
+        contents = _read(folder, bpe)
+        record: dict[str, Any] = {"bpe": bpe}
+        if bpe == "sentencepiece":
+            record["model"] = base64.b64encode(contents["spm.model"]).decode("ascii")
+            record["dict"] = contents["dict.txt"].decode("utf-8", "replace")  # if damaged, parsing refuses it below
+        else:
+            record |= {"dir": str(folder.resolve()), "sha256": _digests(contents)}
+        return cls(_tokenizer(bpe, contents, str(bpe_dir)), record, num_bins, code_dict_size)
+
+    @classmethod
+    def restore(cls, state: str, bpe_dir: str | None = None, num_bins: int = 1000, code_dict_size: int = 8192) -> Codec:
+        """The codec that `state()` described: what a checkpoint was trained with.
+
+        A sentencepiece vocabulary is in the state whole. GPT-2's files are looked for in `bpe_dir`, else where they
+        were, and must be the same to the byte.
+
+        Raises:
+            UserError: the files are gone, or those of `bpe_dir` are not the ones of the checkpoint.
+        """
+        try:
+            record = json.loads(state)
+            bpe = record["bpe"]
+            if bpe == "sentencepiece":
+                contents = {
+                    "spm.model": base64.b64decode(record["model"], validate=True),
+                    "dict.txt": record["dict"].encode("utf-8"),
+                }
+            else:
+                saved_dir, digests = str(record["dir"]), dict(record["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError("the checkpoint's vocabulary record is damaged: give --bpe and --bpe-dir") from error
+        if bpe == "sentencepiece":
+            if bpe_dir is not None and _read(_folder(bpe, bpe_dir, of_checkpoint=True), bpe) != contents:
+                raise UserError(_another(bpe_dir))
+            return cls(_tokenizer(bpe, contents, "the checkpoint"), record, num_bins, code_dict_size)
+        _known(bpe)
+        if bpe_dir is None and not all((Path(saved_dir) / name).is_file() for name in FILES["gpt2"]):
+            raise UserError(
+                f"the checkpoint's vocabulary is no longer in {saved_dir}: give the folder of {', '.join(FILES[bpe])} "
+                "as --bpe-dir"
+            )
+        folder = _folder(bpe, saved_dir if bpe_dir is None else bpe_dir, of_checkpoint=True)
+        contents = _read(folder, bpe)
+        if _digests(contents) != digests:
+            if bpe_dir is None:
+                raise UserError(
+                    f"the vocabulary in {saved_dir} has changed since the checkpoint was trained with it: "
+                    "give the folder of the old files as --bpe-dir"
+                )
+            raise UserError(_another(bpe_dir))
+        record = {"bpe": bpe, "dir": str(folder.resolve()), "sha256": digests}
+        return cls(_tokenizer(bpe, contents, str(folder)), record, num_bins, code_dict_size)
+
+    def state(self) -> str:
+        """JSON for the checkpoint: a sentencepiece model whole, GPT-2's files by folder and SHA-256."""
+        return json.dumps(self._record, ensure_ascii=True, sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the dictionary's symbols in order: equal only where every id means the same."""
+        return hashlib.sha256("\n".join(self.dictionary.symbols).encode("utf-8")).hexdigest()
+
+    def encode(self, text: str, max_tokens: int | None = None) -> LongTensor:
+        """Text to int64[N], without bos and eos, cut to `max_tokens`.
+
+        Give text its leading space (`" a dog"`): a first word is then the same token as anywhere else. What looks like
+        a special token in a text is text.
+
+        Raises:
+            UserError: a lone surrogate, which has no UTF-8 form (it comes from broken JSON).
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"a text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: remove it"
+            ) from error
+        ids = self._ids
+        return torch.tensor([ids[token] for token in self.tokenizer.encode(text)][:max_tokens], dtype=torch.long)
+
+    def bins(self, bins: Sequence[int]) -> LongTensor:
+        """Bin numbers in 0 .. num_bins - 1 to ids, int64[N]. Raises ValueError outside of that."""
+        return self._offset("bin", bins, self.num_bins, self.bin0, "--num-bins")
+
+    def codes(self, codes: Sequence[int]) -> LongTensor:
+        """Image codes in 0 .. code_dict_size - 1 to ids, int64[N]. Raises ValueError outside of that."""
+        return self._offset("code", codes, self.code_dict_size, self.code0, "--code-dict-size")
+
+    def decode(self, ids: Tensor | Iterable[int]) -> str:
+        """Ids to text; bos, pad and eos vanish, `<bin_3>`, `<code_7>`, `<mask>` and `<unk>` stand as they are.
+
+        Half a character (byte-level tokens, cut) becomes U+FFFD.
+        """
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        return b"".join([self._bytes[token] for token in ids]).decode("utf-8", errors="replace")
+
+    def decode_symbols(self, symbols: str) -> str:
+        """Dictionary symbols joined by spaces to text: `"<bin_0> <bin_9> 257 3666"` to `"<bin_0><bin_9> aMy"`.
+
+        Anything that is no symbol (fairseq's escaped `<<unk>>`) stands as it is.
+        """
+        indices = self.dictionary.indices  # split at spaces only: a symbol may be another kind of white space
+        known = ((s, indices.get(s)) for s in symbols.split(" "))
+        parts = [s.encode("utf-8", "replace") if token is None else self._bytes[token] for s, token in known]
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    @staticmethod
+    def _offset(what: str, numbers: Sequence[int], size: int, first: int, flag: str) -> LongTensor:
+        for number in numbers:
+            if not 0 <= number < size:
+                raise ValueError(f"{what} {number} is not in 0 .. {size - 1}: see {flag}")
+        return torch.tensor([first + int(number) for number in numbers], dtype=torch.long)
+
+
+# The two tokenizers: text to their own numbers, and what each dictionary symbol means in bytes ------------------------
+
+
+class _SentencePiece:
+    """A sentencepiece model with its dictionary.
+
+    Decoding joins the bytes of the pieces, which is what sentencepiece does, and lets other tokens stand between them.
+    """
+
+    def __init__(self, model: bytes, dict_txt: bytes, name: str):
+        self.name = name
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{name}/spm.model is no sentencepiece model: make one with `ofa train-bpe`") from error
+        model = self.model
+        self.symbols = _parse_dict(dict_txt, name)
+        self.token_symbols: list[str] = []  # of the model's numbers
+        self.symbol_bytes: dict[str, bytes] = {}
+        for number in range(model.get_piece_size()):
+            piece = model.id_to_piece(number)
+            if model.is_control(number) or model.is_unknown(number) or model.is_unused(number):
+                self.token_symbols.append("<unk>")
+                continue
+            self.token_symbols.append(piece)
+            is_byte = model.is_byte(number)
+            self.symbol_bytes[piece] = bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(_SPACE, " ").encode()
+        listed = {symbol for symbol, _ in self.symbols if not _FILLER.fullmatch(symbol)}
+        if differing := sorted(listed ^ self.symbol_bytes.keys()):
+            where = "spm.model" if differing[0] in listed else "dict.txt"
+            raise UserError(
+                f"{name}: dict.txt and spm.model are not of one vocabulary ({where} lacks {differing[0]!r}): "
+                "make both anew with `ofa train-bpe`"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Text to the model's piece numbers."""
+        return self.model.encode(text)
+
+
+class _GPT2:
+    """GPT-2's byte-level BPE, by tiktoken where it is installed, else by fairseq's own code; the ids are the same."""
+
+    def __init__(self, encoder_json: bytes, vocab_bpe: bytes, dict_txt: bytes, name: str):
+        self.name = name
+        try:
+            self._encoder = {str(token): int(number) for token, number in json.loads(encoder_json).items()}
+            lines = vocab_bpe.decode("utf-8").split("\n")
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{name}: encoder.json or vocab.bpe is damaged ({error}): restore GPT-2's files") from error
+        self._merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        self._of_bytes = {character: byte for byte, character in _byte_characters().items()}
+        self._check(name)
+        self.symbols = _parse_dict(dict_txt, name)
+        numbers = {str(number): token for token, number in self._encoder.items()}
+        self.token_symbols = [str(number) for number in range(max(self._encoder.values()) + 1)]
+        self.symbol_bytes = {number: self._token_bytes(token) for number, token in numbers.items()}
+        for line, (symbol, _) in enumerate(self.symbols, 1):
+            if symbol not in numbers and not _FILLER.fullmatch(symbol):
+                raise UserError(
+                    f"{name}/dict.txt:{line}: {symbol!r} is no token number of encoder.json: "
+                    "give the folder whose dict.txt, encoder.json and vocab.bpe belong together as --bpe-dir"
+                )
+        missing = numbers.keys() - {symbol for symbol, _ in self.symbols}
+        if missing:
+            raise UserError(
+                f"{name}/dict.txt lacks {len(missing)} of the {len(numbers)} tokens of encoder.json (one is "
+                f"{min(missing, key=int)}): give the folder whose files belong together as --bpe-dir"
+            )
+        self._make_encoder()
+
+    def encode(self, text: str) -> list[int]:
+        """Text to the numbers of encoder.json."""
+        if self._tiktoken is None:
+            return self._stock.encode(text)
+        return [self._number_of_rank[rank] for rank in self._tiktoken.encode_ordinary(text)]
+
+    def _check(self, name: str) -> None:
+        tokens = [*self._of_bytes, *("".join(pair) for pair in self._merges)]
+        if wrong := next((token for token in tokens if token not in self._encoder), None):
+            raise UserError(
+                f"{name}: vocab.bpe makes {wrong!r}, which encoder.json lacks: "
+                "give the folder whose files belong together as --bpe-dir"
+            )
+        if wrong := next((pair for pair in self._merges if len(pair) != 2), None):
+            raise UserError(f"{name}/vocab.bpe: {' '.join(wrong)!r} is not a pair: give GPT-2's folder as --bpe-dir")
+
+    def _token_bytes(self, token: str) -> bytes:
+        return bytes(self._of_bytes[c] for c in token) if all(c in self._of_bytes for c in token) else token.encode()
+
+    def _make_encoder(self) -> None:
+        self._tiktoken = self._stock = None
+        if tiktoken is not None:
+            tokens = [*self._of_bytes, *("".join(pair) for pair in self._merges)]  # in order of their rank
+            ranks = {self._token_bytes(token): rank for rank, token in enumerate(tokens)}
+            self._number_of_rank = [self._encoder[token] for token in tokens]
+            if len(ranks) == len(tokens):
+                self._tiktoken = tiktoken.Encoding("ofa", pat_str=_GPT2_WORDS, mergeable_ranks=ranks, special_tokens={})
+                return
+        from fairseq.data.encoders.gpt2_bpe_utils import Encoder
+
+        self._stock = Encoder(self._encoder, self._merges)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_tiktoken", "_stock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_encoder()
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte, in the order of its first 256 tokens."""
+    from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+
+    return bytes_to_unicode()
+
+
+def _tokenizer(bpe: str, contents: dict[str, bytes], name: str) -> _GPT2 | _SentencePiece:
+    if bpe == "sentencepiece":
+        return _SentencePiece(contents["spm.model"], contents["dict.txt"], name)
+    return _GPT2(contents["encoder.json"], contents["vocab.bpe"], contents["dict.txt"], name)
+
+
+def _parse_dict(data: bytes, name: str) -> list[tuple[str, int]]:
+    """The `symbol count` lines of a dict.txt. Lines end at a newline byte only: a symbol may be U+2028."""
+    try:
+        lines = data.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}/dict.txt is not UTF-8 ({error}): restore the file") from error
+    if lines == [""]:
+        raise UserError(f"{name}/dict.txt is empty: restore the file or give another --bpe-dir")
+    symbols: dict[str, int] = {}
+    special = set(Dictionary().symbols)
+    for number, line in enumerate(lines, 1):
+        symbol, _, count = line.rpartition(" ")
+        try:
+            count = int(count)
+        except ValueError:
+            count = -1
+        if not symbol or count < 0:
+            raise UserError(f"{name}/dict.txt:{number}: {line[:60]!r} is not 'symbol count': restore the file")
+        if symbol in symbols or symbol in special:
+            raise UserError(f"{name}/dict.txt:{number}: {symbol!r} stands there twice: restore the file")
+        symbols[symbol] = count
+    return list(symbols.items())
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def _known(bpe: str | None) -> str:
+    if bpe is not None and bpe not in FILES:
+        raise UserError(f"--bpe {bpe}: choose {' or '.join(FILES)}")
+    return bpe or "gpt2"
+
+
+def _folder(bpe: str, bpe_dir: str | None, of_checkpoint: bool = False) -> Path:
+    """The folder if it holds a vocabulary of that kind, else an error that says what it holds."""
+    if not bpe_dir:
+        raise UserError(
+            "--bpe-dir is missing: give the folder of dict.txt, encoder.json and vocab.bpe, "
+            "or make one with `ofa train-bpe` and add --bpe sentencepiece"
+        )
+    folder = Path(bpe_dir)
+    if not folder.is_dir():
+        raise UserError(f"--bpe-dir {bpe_dir}: no such folder")
+    missing = [name for name in FILES[bpe] if not (folder / name).is_file()]
+    if not missing:
+        return folder
+    kind = "a GPT-2" if bpe == "gpt2" else "a sentencepiece"
+    for other, files in FILES.items():
+        if other != bpe and (folder / files[0 if other == "sentencepiece" else 1]).is_file():
+            found, file = (f"a {other}", "spm.model") if other == "sentencepiece" else ("a GPT-2", "encoder.json")
+            remedy = f"the checkpoint was trained with {kind} one, give that" if of_checkpoint else f"add --bpe {other}"
+            raise UserError(f"--bpe-dir {bpe_dir} holds {found} vocabulary ({file}): {remedy}")
+    if (folder / "vocab.txt").is_file():
+        raise UserError(f"--bpe-dir {bpe_dir} holds a WordPiece vocabulary (vocab.txt): --bpe {bpe} needs {kind} one")
+    raise UserError(f"--bpe-dir {bpe_dir} lacks {', '.join(missing)}, which --bpe {bpe} reads: check the folder")
+
+
+def _read(folder: Path, bpe: str) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in FILES[bpe]}
+    except OSError as error:
+        raise UserError(f"--bpe-dir {folder}: {error.filename} cannot be read ({error.strerror})") from error
+
+
+def _digests(contents: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+
+
+def _another(bpe_dir: str | None) -> str:
+    return (
+        f"--bpe-dir {bpe_dir} is another vocabulary than the checkpoint's, so its ids would mean other words: "
+        "leave the flag out or give the folder that the checkpoint was trained with"
+    )

@@ -1,0 +1,156 @@
+"""A TSV and its builder as fairseq sees a dataset: random access, own batching, randomness by (seed, epoch, row)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from ..errors import BadRow
+from .builder import Builder
+from .example import Example, collate
+
+SORT_WINDOW = 64  # training batches within which rows are sorted by length: little padding, still shuffled
+
+
+class OFADataset(FairseqDataset):
+    """The rows of one split.
+
+    An item is the list of examples built from a row, or the `BadRow` that says why there is none: workers hand bad
+    rows back as values, so that the main process reports them as one line (`raise_bad_rows`).
+
+    Args:
+        builder: builds the examples, and holds the file.
+        split: name of the subset; batches carry it.
+        seed: with epoch and row number the only source of randomness.
+        shuffle: whether `ordered_indices` is a permutation (training) or file order.
+        image_tokens: patches of a picture, for `--max-tokens`.
+        text_tokens: most tokens that instruction and target can have, for `--max-tokens`.
+        imagenet_mean: see `collate`.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        split: str,
+        seed: int,
+        shuffle: bool,
+        image_tokens: int,
+        text_tokens: int,
+        imagenet_mean: bool = False,
+    ):
+        super().__init__()
+        self.builder, self.split, self.seed, self.shuffle, self.imagenet_mean = builder, split, seed, shuffle, imagenet_mean
+        self.epoch = torch.ones(1, dtype=torch.int64).share_memory_()  # persistent workers must see it change
+        # Rows are not read to be measured: 3 bytes of a row make at most about one token.
+        self._lengths = image_tokens + np.minimum(text_tokens, builder.store.row_bytes // 3 + 2)
+        self.num_shards = 1
+
+    def __len__(self) -> int:
+        return len(self.builder.store)
+
+    def __getitem__(self, index: int) -> list[Example] | BadRow:
+        index = int(index)
+        draw = np.random.default_rng((self.seed, int(self.epoch), index))
+        try:
+            return list(self.builder.examples(index, self.builder.store[index], draw))
+        except BadRow as bad:
+            return bad
+
+    def collater(self, samples: list[list[Example] | BadRow]) -> dict[str, Any]:
+        """Batches what `__getitem__` gave; with a bad row among them the batch is only the report of it."""
+        if not samples:
+            return {}
+        bad_rows = [sample for sample in samples if isinstance(sample, BadRow)]
+        if bad_rows:
+            # net_input: without it fairseq-generate would pass over the batch in silence
+            return {"bad_rows": bad_rows, "net_input": {}}
+        codec = self.builder.codec
+        examples = [example for sample in samples for example in sample]
+        return {"split": self.split, **collate(examples, codec.bos, codec.pad, self.imagenet_mean)}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that randomness depends on; splits that do not shuffle stay at epoch 1."""
+        if self.shuffle:
+            self.epoch.fill_(epoch)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """Training batches are composed anew each epoch from (seed, epoch), so that a resumed run meets the same."""
+        return not self.shuffle
+
+    def ordered_indices(self) -> np.ndarray:
+        """int64[N]: a permutation drawn from (seed, epoch) for training, else file order."""
+        if not self.shuffle:
+            return np.arange(len(self))
+        return np.random.default_rng((self.seed, int(self.epoch))).permutation(len(self))
+
+    def num_tokens(self, index: int) -> int:
+        """Estimated tokens of a row: the picture's patches and what its bytes can hold of text."""
+        return int(self._lengths[index])
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """`num_tokens` of several rows."""
+        return self._lengths[indices]
+
+    def size(self, index: int) -> int:
+        """Same as `num_tokens`."""
+        return self.num_tokens(index)
+
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
+        """Keeps every row: builders cut texts as their task says, and the model names what is too long for it."""
+        return indices, []
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Cuts rows into batches of at most `max_sentences` rows and `max_tokens` padded tokens; no row is left out.
+
+        Stock fairseq drops a last batch that is no multiple of `--required-batch-size-multiple` (8 by default), and
+        needs compiled code for this; ours does neither. In training the rows are sorted by length inside windows of
+        `SORT_WINDOW` batches, and the number of batches is made a multiple of the number of ranks, so that no rank
+        ends an epoch on a dummy batch, which would spoil its gradient's weight.
+        """
+        limit = max_sentences or len(indices)
+        if self.shuffle:
+            window = SORT_WINDOW * limit
+            windows = [indices[start : start + window] for start in range(0, len(indices), window)]
+            indices = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in windows])
+        batches, start, longest = [], 0, 0
+        for position, index in enumerate(indices):
+            longest = max(longest, int(self._lengths[index]))
+            size = position - start + 1
+            if size > limit or (max_tokens and size > 1 and longest * size > max_tokens):
+                batches.append(indices[start:position])
+                start, longest = position, int(self._lengths[index])
+        batches.append(indices[start:])
+        if self.shuffle:
+            _split_to_multiple(batches, self.num_shards)
+        return batches
+
+
+def _split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
+    """Halves the largest batches until their number is a multiple, as far as batches of two rows allow."""
+    while len(batches) % multiple:
+        largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+        batch = batches[largest]
+        if len(batch) < 2:
+            return
+        batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+
+
+def raise_bad_rows(batch: dict[str, Any]) -> None:
+    """Raises the first bad row that a worker found in this batch, saying how many more there are."""
+    bad_rows = batch.get("bad_rows") if batch else None
+    if bad_rows:
+        first = bad_rows[0]
+        if len(bad_rows) > 1:
+            more = f"{first.remedy} ({len(bad_rows) - 1} more bad rows in this batch)"
+            first = BadRow(first.path, first.line, first.column, first.reason, more)
+        raise first

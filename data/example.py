@@ -1,0 +1,100 @@
+"""One training pair, unpadded, and how a list of them becomes the batch that model, criterion and generator share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .image import normalise
+
+
+@dataclass
+class Example:
+    """What a builder makes of a row: ids without padding, the picture, and what the metric wants to see.
+
+    `source` int64[S] with bos and eos; `target` int64[T], ending in eos; `image` uint8[3, h, w] or None for a text task.
+    `place` is `file:line`, for messages. `confidence` weights the example's loss. `allowed` lists, for each target position, the ids that a closed answer
+    set admits there (None: no closed set). `reference` rides along, untouched, to the metric (None: no reference);
+    `reference_tokens` int64[R] is its printable form for the `T-` line of `fairseq-generate` (None: the target).
+    """
+
+    row: int
+    uniq_id: str
+    place: str
+    source: Tensor
+    target: Tensor
+    image: Tensor | None = None
+    confidence: float = 1.0
+    allowed: list[list[int]] | None = None
+    reference: Any = None
+    reference_tokens: Tensor | None = None
+
+
+def pad_right(sequences: list[Tensor], pad: int) -> Tensor:
+    """Stacks int64[n] sequences of different length into int64[B, longest], padded on the right with `pad`."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
+
+
+def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = False) -> dict[str, Any]:
+    """Pads examples into a batch.
+
+    Every batch of a task has the same keys, whatever its split, since fairseq may hand a validation batch to the
+    training step as a dummy.
+
+    Args:
+        examples: at least one; either all or none have an image, and all images have the same size.
+        bos: id that starts the decoder's input.
+        pad: id of padding.
+        imagenet_mean: normalise with ImageNet's mean and deviation instead of 0.5 and 0.5.
+
+    Returns:
+        `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], and for images
+        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B]), `target` int64[B, T], `conf` float32[B], `id`
+        int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
+        (the ids allowed at each position, row after row; a count of 0 leaves the position free), and the lists
+        `uniq_ids`, `places`, `references`, `reference_tokens`.
+    """
+    target = pad_right([example.target for example in examples], pad)  # [B, T]
+    previous = torch.full_like(target, pad)
+    for row, example in enumerate(examples):
+        previous[row, 0] = bos
+        previous[row, 1 : len(example.target)] = example.target[:-1]
+    net_input = {
+        "src_tokens": pad_right([example.source for example in examples], pad),
+        "src_lengths": torch.tensor([len(example.source) for example in examples]),
+        "prev_output_tokens": previous,
+    }
+    if examples[0].image is not None:
+        net_input["patch_images"] = normalise(torch.stack([example.image for example in examples]), imagenet_mean)
+        net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
+    allowed_tokens, allowed_counts = _allowed(examples, target.shape)
+    return {
+        "id": torch.tensor([example.row for example in examples]),
+        "nsentences": len(examples),
+        "ntokens": int(target.ne(pad).sum()),
+        "net_input": net_input,
+        "target": target,
+        "conf": torch.tensor([example.confidence for example in examples], dtype=torch.float32),
+        "allowed_tokens": allowed_tokens,
+        "allowed_counts": allowed_counts,
+        "uniq_ids": [example.uniq_id for example in examples],
+        "places": [example.place for example in examples],
+        "references": [example.reference for example in examples],
+        "reference_tokens": [
+            example.target if example.reference_tokens is None else example.reference_tokens for example in examples
+        ],
+    }
+
+
+def _allowed(examples: list[Example], shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """The answer sets' allowed ids, concatenated row-major, and how many belong to each position of [B, T]."""
+    counts = torch.zeros(shape, dtype=torch.int64)
+    tokens: list[int] = []
+    for row, example in enumerate(examples):
+        for position, ids in enumerate(example.allowed or ()):
+            counts[row, position] = len(ids)
+            tokens.extend(ids)
+    return torch.tensor(tokens, dtype=torch.int64), counts

@@ -1,0 +1,126 @@
+"""Makes a vocabulary from the user's own text: `spm.model` and `dict.txt`, a `--bpe-dir` for `--bpe sentencepiece`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from ..errors import UserError
+from .tsv import TSVStore
+
+logger = logging.getLogger(__name__)
+
+_CONFIDENCE = re.compile(r"\s*[0-9.]+\|!\+")  # of an answer: `0.6|!+yes`
+
+
+def train_bpe(
+    out: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]], columns: Sequence[int], vocab_size: int = 8000
+) -> dict[str, Any]:
+    """Learns byte-pair encoding from columns of TSV files.
+
+    References joined by `&&` are texts of their own, and an answer loses its `confidence|!+`. Each text is learned as
+    written and in lower case, since tasks lower some texts and not others. Spaces stay as they are (no normalisation,
+    no dummy prefix), and a character outside the vocabulary is spelled in bytes, so decoding gives back what was
+    encoded. The same text gives the same files to the byte: merges are counted, nothing is drawn, one thread.
+
+    Args:
+        out: folder for the two files, made if missing.
+        files: TSV files.
+        columns: their columns of text, counted from 0.
+        vocab_size: pieces wanted, 257 of them bytes and the unknown piece. A text too small for it gives fewer.
+
+    Returns:
+        `pieces` (number), `vocab_size` (as asked), `texts` (number), `reduced` (one line to print, or ""), `folder`.
+
+    Raises:
+        UserError: no text, `vocab_size` too small for the characters, or `out` holds another kind of vocabulary.
+    """
+    folder = Path(out)
+    if any((folder / name).exists() for name in ("encoder.json", "vocab.bpe", "vocab.txt")):
+        raise UserError(f"{folder} holds another kind of vocabulary, which would lose its dict.txt: name a new folder")
+    texts = [text for file in files for text in _texts(file, columns)]
+    if not texts:
+        named = ", ".join(map(str, files))
+        raise UserError(f"{named}: no text in column {','.join(map(str, columns))}: check --columns, counted from 0")
+    model = _learn(texts, vocab_size)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not processor.is_unknown(i)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "spm.model", model)
+        _write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces).encode("utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): name another folder") from error
+    reduced = ""
+    if processor.get_piece_size() < vocab_size:
+        reduced = f"the text is too small for {vocab_size} pieces: the vocabulary has {processor.get_piece_size()}"
+        logger.info(reduced)
+    return {
+        "pieces": processor.get_piece_size(),
+        "vocab_size": vocab_size,
+        "texts": len(texts),
+        "reduced": reduced,
+        "folder": str(folder),
+    }
+
+
+def _texts(file: str | os.PathLike[str], columns: Sequence[int]) -> Iterator[str]:
+    """The texts of a file, white space made single spaces, each with the leading space that OFA gives its texts."""
+    for row in TSVStore(file, [f"column_{column}" for column in columns], columns, flag="--columns"):
+        for cell in row:
+            for text in cell.split("&&"):
+                words = _CONFIDENCE.sub("", text, count=1) if _CONFIDENCE.match(text) else text
+                if written := " ".join(words.split()):
+                    yield f" {written}"
+                    if written.lower() != written:
+                        yield f" {written.lower()}"
+
+
+def _learn(texts: list[str], vocab_size: int) -> bytes:
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if needed := re.search(r"smaller than required_chars\D*\d+ vs (\d+)", str(error)):
+            least = needed[1]
+            raise UserError(f"--vocab-size {vocab_size}: bytes and characters alone need {least}: raise it") from error
+        raise UserError(f"--vocab-size {vocab_size}: sentencepiece refuses it ({error}): try another") from error
+    return model.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replaces a file at once, so that nobody ever sees half of it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,8 @@
+"""How a decoder is driven: closed answer sets and the ensemble that keeps a search inside them."""
+
+from __future__ import annotations
+
+from .constraints import ConstrainedEnsemble, ConstrainedGenerator, NonFiniteLogits, build_ensemble
+from .trie import Trie
+
+__all__ = ["ConstrainedEnsemble", "ConstrainedGenerator", "NonFiniteLogits", "Trie", "build_ensemble"]

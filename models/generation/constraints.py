@@ -1,0 +1,241 @@
+"""Keeps stock beam search inside a closed answer set, and stops it when the model's numbers have gone bad.
+
+The mask lies on each model's logits, before its softmax, so that probabilities are renormalised over what is allowed:
+a forced token costs nothing, and the scores of all answers sum to one. Stock's own `PrefixConstrainedBeamSearch` masks
+afterwards and ranks answers differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from torch import Tensor, nn
+
+from ...errors import UserError
+from .trie import Trie
+
+
+class NonFiniteLogits(UserError):
+    """The decoder's logits hold NaN or infinity, so that no hypothesis could ever end.
+
+    Args:
+        step: position in the target that was being predicted, from 0.
+        rows: sentences concerned, as indices into the batch.
+        where: the same sentences in words the user knows (ids, file and line); default: the batch rows.
+    """
+
+    def __init__(self, step: int, rows: Sequence[int], where: str | None = None):
+        super().__init__(step, rows, where)
+        self.step, self.rows = step, list(rows)
+        self.where = where or f"batch rows {', '.join(map(str, self.rows))}"
+
+    def __str__(self) -> str:
+        return (
+            f"non-finite logits at step {self.step} for {self.where}: the weights hold NaN, or training diverged "
+            "(small batches move the batch-norm statistics: --freeze-resnet; learning rate too high: lower --lr; "
+            "fp16 overflow: train in fp32 or bf16); take an earlier checkpoint"
+        )
+
+
+class ConstrainedEnsemble(EnsembleModel):
+    """Stock ensemble whose models see only what the trie allows.
+
+    Beside the models' encoder outputs it carries, in the same list, the sentence and the prompt length of every row of
+    the search. `prefix_tokens` int64[B, P] (right-padded) in `net_input` are the prompts: no constraint within them,
+    and the trie is walked from the first token after them.
+
+    Args:
+        models: fairseq encoder-decoder models.
+        trie: closed answer set; None leaves the search free.
+        pad: padding id of the prompts.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1):
+        super().__init__([MaskedModel(model) for model in models])
+        self.trie, self.pad = trie, pad
+        self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
+        self.end = torch.tensor([] if trie is None else [trie.eos], dtype=torch.int64)
+
+    def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
+        """Stock encoding; the last element of the list is ours."""
+        prompts = net_input.get("prefix_tokens")
+        inputs = {key: value for key, value in net_input.items() if key != "prefix_tokens"}
+        sentence = torch.arange(len(net_input["src_tokens"]), device=net_input["src_tokens"].device)
+        length = torch.zeros_like(sentence) if prompts is None else prompts.ne(self.pad).sum(dim=1)
+        return [*super().forward_encoder(inputs), {"sentence": [sentence], "prompt_length": [length]}]
+
+    def reorder_encoder_out(
+        self, encoder_outs: list[dict[str, list[Tensor]]], new_order: Tensor
+    ) -> list[dict[str, list[Tensor]]]:
+        """Stock reordering, and the rows' sentences and prompts with it."""
+        rows = {key: [value.index_select(0, new_order) for value in values] for key, values in encoder_outs[-1].items()}
+        return [*super().reorder_encoder_out(encoder_outs, new_order), rows]
+
+    def forward_decoder(
+        self,
+        tokens: Tensor,
+        encoder_outs: list[dict[str, list[Tensor]]],
+        incremental_states: list[dict[str, Any]],
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities float[R, V] of the next token of each of R rows, and stock's averaged attention.
+
+        Raises:
+            NonFiniteLogits: a row's logits hold NaN or infinity.
+        """
+        rows = encoder_outs[-1]
+        mask = None if self.trie is None else self.allowed(tokens, rows["prompt_length"][0])
+        for model in self.models:
+            model.mask = mask
+        try:
+            return super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
+        except BadRows as error:
+            sentences = sorted(set(rows["sentence"][0][error.bad].tolist()))
+            raise NonFiniteLogits(tokens.size(1) - 1, sentences) from None
+
+    def allowed(self, tokens: Tensor, prompt_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What may come next.
+
+        Args:
+            tokens: int64[R, 1 + step], generated so far, the first of them the start symbol whatever it is.
+            prompt_length: int64[R].
+
+        Returns:
+            int64[M] rows and int64[M] tokens, the allowed pairs; int64[N] the rows still inside their prompt.
+        """
+        step = tokens.size(1) - 1
+        free, owners, followers = [], [], []
+        for row, (generated, prompt) in enumerate(zip(tokens.tolist(), prompt_length.tolist(), strict=True)):
+            if step < prompt:
+                free.append(row)
+                continue
+            prefix = (self.trie.bos, *generated[1 + prompt :])
+            owners.append(row)
+            followers.append(self.after(prefix))
+        counts = torch.tensor([len(follower) for follower in followers], dtype=torch.int64)
+        pair_rows = torch.tensor(owners, dtype=torch.int64).repeat_interleave(counts)
+        pair_tokens = torch.cat(followers) if followers else pair_rows
+        inside = torch.tensor(free, dtype=torch.int64)
+        return pair_rows.to(tokens.device), pair_tokens.to(tokens.device), inside.to(tokens.device)
+
+    def after(self, prefix: tuple[int, ...]) -> Tensor:
+        """int64[N], what may follow `prefix`; remembered for prefixes of answers, which are few, but for no others."""
+        if prefix not in self.followers:
+            tokens = self.trie.next_tokens(prefix)
+            if tokens == [self.trie.eos]:
+                return self.end
+            self.followers[prefix] = torch.tensor(tokens, dtype=torch.int64)
+        return self.followers[prefix]
+
+
+class MaskedModel(nn.Module):
+    """One model of the ensemble, with the mask laid on its logits just before they are normalised."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.mask: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else (encoder, decoder, max_decoder_positions) is the wrapped model's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def get_normalized_probs(self, net_output: tuple[Tensor, Any], log_probs: bool, sample: Any = None) -> Tensor:
+        """float[R, 1, V] from net_output[0], the last position's float[R, 1, V] logits.
+
+        Raises:
+            BadRows: a row holds NaN or infinity.
+        """
+        logits = net_output[0]
+        finite = logits.amax(dim=(1, 2)) < math.inf  # NaN and +inf both survive a maximum, and neither is less
+        if not bool(finite.all()):
+            raise BadRows((~finite).nonzero().squeeze(1))
+        if self.mask is not None:
+            rows, tokens, free = self.mask
+            masked = torch.full_like(logits, -math.inf)
+            masked[rows, 0, tokens] = logits[rows, 0, tokens]
+            masked[free] = logits[free]
+            logits = masked  # a finished row is -inf throughout, NaN once normalised, and stock makes that -inf again
+        return self.model.get_normalized_probs((logits, *net_output[1:]), log_probs, sample)
+
+
+class BadRows(Exception):
+    """Rows (int64[N]) of a step whose logits are not finite; `ConstrainedEnsemble` knows their sentences."""
+
+    def __init__(self, bad: Tensor):
+        super().__init__(bad)
+        self.bad = bad
+
+
+class ConstrainedGenerator(SequenceGenerator):
+    """Stock generator fitted to a closed answer set.
+
+    It tells its ensemble the prompts, narrows the beam to the number of answers (a wider one holds rows that can never
+    end, on which stock stops with an AssertionError), and refuses what would cut every path through the trie.
+
+    Args:
+        models: a list of models, or a `ConstrainedEnsemble`.
+        tgt_dict: the target dictionary.
+        trie: closed answer set for a list of models.
+        options: stock's own arguments.
+
+    Raises:
+        UserError: an option that does not go with a closed answer set; the flag is named.
+    """
+
+    def __init__(self, models: Any, tgt_dict: Any, trie: Trie | None = None, **options: Any):
+        super().__init__(build_ensemble(models, trie, tgt_dict.pad()), tgt_dict, **options)
+        self.trie: Trie | None = self.model.trie
+        if self.trie is None:
+            return
+        if type(self.search) is not BeamSearch:
+            raise UserError(
+                "a closed answer set is searched with plain beam search; leave out --diverse-beam-groups, --sampling, "
+                "--diversity-rate, --prefix-size and the other search strategies"
+            )
+        if self.repeat_ngram_blocker is not None:
+            raise UserError("--no-repeat-ngram-size can cut answers of the closed set; leave it out or set it to 0")
+        self.beam_size = min(self.beam_size, len(self.trie))
+
+    def _generate(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        if self.trie is not None:
+            self.check_lengths(sample["net_input"]["src_tokens"].size(1), prefix_tokens)
+            if prefix_tokens is not None:
+                sample = {**sample, "net_input": {**sample["net_input"], "prefix_tokens": prefix_tokens}}
+        return super()._generate(sample, prefix_tokens, constraints, bos_token)
+
+    def check_lengths(self, source_length: int, prompts: Tensor | None) -> None:
+        """Raises UserError where the shortest answer is too short for --min-len, or the longest too long to end."""
+        lengths = torch.zeros(1, dtype=torch.int64) if prompts is None else prompts.ne(self.pad).sum(dim=1)
+        shortest = self.trie.min_length - 1 + int(lengths.min())
+        longest = self.trie.max_length - 1 + int(lengths.max())
+        room = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
+        if self.min_len > max(shortest, 1):
+            raise UserError(f"--min-len {self.min_len}: the closed set has an answer of {shortest} tokens; lower it")
+        if room < longest:
+            raise UserError(
+                f"the longest answer of the closed set has {longest} tokens with its prompt, but the search stops "
+                f"after {room}; raise --max-len-b or, if that is what binds, --max-target-positions"
+            )
+
+
+def build_ensemble(models: Any, trie: Trie | None = None, pad: int = 1) -> ConstrainedEnsemble:
+    """The ensemble for a stock `SequenceGenerator`; an ensemble already built is returned as it is.
+
+    A search with prompts needs `ConstrainedGenerator`, which hands them on.
+    """
+    return models if isinstance(models, ConstrainedEnsemble) else ConstrainedEnsemble(models, trie, pad)

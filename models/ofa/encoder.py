@@ -1,0 +1,234 @@
+"""The encoder: patches and tokens to states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairseq.models import FairseqEncoder
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import UserError
+from .config import OFAConfig
+from .layers import EncoderLayer
+from .position import RelativeTables, grid_positions, image_bucket_count, image_buckets, split_heads, token_buckets
+from .resnet import ResNet
+
+
+class Encoder(FairseqEncoder):
+    """Reads `[patches, tokens]`: pictures always come first, in embeddings, mask and positions alike.
+
+    Args:
+        cfg: a complete configuration (`config.resolve`).
+        dictionary: fairseq Dictionary of the source.
+        embed_tokens: the token matrix, shared with the decoder.
+    """
+
+    def __init__(self, cfg: OFAConfig, dictionary: Any, embed_tokens: nn.Embedding):
+        super().__init__(dictionary)
+        width, heads, side = cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.image_bucket_size
+        self.padding_idx = embed_tokens.padding_idx
+        self.max_source_positions = cfg.max_source_positions
+        self.image_bucket_size = side
+        self.heads = heads
+        self.position_scale = (width / heads * cfg.attn_scale_factor) ** -0.5
+        self.dropout = cfg.dropout
+        self.layerdrop = cfg.encoder_layerdrop
+        self.entangle = cfg.entangle_position_embedding
+        self.checkpoint_activations = cfg.checkpoint_activations
+        # with --interpolate-position, larger grids stretch this one
+        self.pretrained_side = cfg.orig_patch_image_size // 16 if cfg.interpolate_position else None
+
+        self.register_buffer("version", torch.tensor([3.0]))
+        self.register_buffer("token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_source_positions))
+        self.register_buffer("image_rp_bucket", image_buckets(side))
+        self.embed_tokens = embed_tokens
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.type_embedding = nn.Embedding(2, width)  # text, picture
+        self.embed_images = ResNet(cfg.resnet_type, cfg.resnet_drop_path_rate, cfg.freeze_resnet, cfg.sync_bn)
+        self.image_proj = nn.Linear(self.embed_images.out_channels, width)
+        self.patch_layernorm_embedding = nn.LayerNorm(width)
+        self.embed_positions = nn.Embedding(cfg.max_source_positions + 2, width)
+        self.embed_image_positions = nn.Embedding(side * side + 1, width)
+        self.pos_ln = nn.LayerNorm(width)
+        self.image_pos_ln = nn.LayerNorm(width)
+        self.pos_q_linear = nn.Linear(width, width)
+        self.pos_k_linear = nn.Linear(width, width)
+        rates = torch.linspace(0, cfg.encoder_drop_path_rate, cfg.encoder_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(EncoderLayer(cfg, rate) for rate in rates)
+        self.layer_norm = nn.LayerNorm(width)
+        self.token_rel_pos_table_list = RelativeTables(cfg.encoder_layers, 2 * cfg.token_bucket_size - 1, heads)
+        self.image_rel_pos_table_list = RelativeTables(cfg.encoder_layers, image_bucket_count(side), heads)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        patch_images: Tensor | None = None,
+        patch_images_2: Tensor | None = None,
+        patch_masks: Tensor | None = None,
+        code_masks: Tensor | None = None,
+        sample_patch_num: int | None = None,
+        token_embeddings: Tensor | None = None,
+        return_all_hiddens: bool = False,
+    ) -> dict[str, list[Tensor]]:
+        """Encodes a batch.
+
+        Args:
+            src_tokens: int64[B, L], padded on the right.
+            src_lengths, code_masks: taken because `net_input` holds them; not read.
+            patch_images: float[B, 3, h, w], normalised pixels of any float type.
+            patch_images_2: a second picture, which the published architecture cannot take.
+            patch_masks: bool[B], False where a row has no picture; required with `patch_images`.
+            sample_patch_num: keep so many patches of each picture, drawn anew for each row.
+            token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
+            return_all_hiddens: fill `encoder_states`.
+
+        Returns:
+            Lists, as fairseq wants them; P patches and L tokens make S positions.
+            `encoder_out` [float[S, B, D]], `encoder_padding_mask` [bool[B, S]], `position_embeddings` [float[B, S, D]],
+            normalised, a broadcast view where all rows share them, `encoder_states` the layers' inputs and the last
+            one's output, float[S, B, D] each; `encoder_embedding`, `src_tokens` and `src_lengths` are empty.
+
+        Raises:
+            UserError: the source or the picture is larger than the model's position tables.
+            ValueError: `patch_images_2`, or pictures without `patch_masks`.
+        """
+        if patch_images_2 is not None:
+            raise ValueError("patch_images_2: the published architecture has type embeddings for one picture only")
+        x, positions, padding = self._text(src_tokens, token_embeddings)
+        buckets = [self.token_rp_bucket[: x.shape[1], : x.shape[1]]]
+        if patch_images is not None:
+            if patch_masks is None:
+                raise ValueError("patch_images need patch_masks, bool[B], False where a row has no picture")
+            patches, ids, patch_positions = self._patches(patch_images, sample_patch_num)
+            buckets.insert(0, self.image_rp_bucket[ids.unsqueeze(-1), ids.unsqueeze(-2)])
+            x = torch.cat([patches, x], 1)
+            padding = torch.cat([(~patch_masks)[:, None].expand(-1, patches.shape[1]), padding], 1)
+            rows = max(positions.shape[0], patch_positions.shape[0])
+            positions = torch.cat([patch_positions, positions.expand(rows, -1, -1)], 1)
+
+        mask = None
+        if padding.any():
+            x = x * (~padding).unsqueeze(-1)
+            mask = x.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)[:, None, None, :]
+        absolute = self._absolute_bias(positions)
+        states = [x]
+        for number in range(len(self.layers)):
+            if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
+                continue
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(self._layer, number, x, absolute, mask, buckets, use_reentrant=False)
+            else:
+                x = self._layer(number, x, absolute, mask, buckets)
+            states.append(x)
+        return {
+            "encoder_out": [self.layer_norm(x).transpose(0, 1)],
+            "encoder_padding_mask": [padding],
+            "position_embeddings": [positions.expand(x.shape[0], -1, -1)],
+            "encoder_embedding": [],
+            "encoder_states": [state.transpose(0, 1) for state in states] if return_all_hiddens else [],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+    def _text(self, tokens: Tensor, embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedded tokens [B, L, D], their normalised positions [1, L, D] and the padding mask [B, L]."""
+        length = tokens.shape[1]
+        if length > self.max_source_positions:
+            raise UserError(
+                f"a source of {length} tokens is longer than the model's {self.max_source_positions} positions: "
+                "cut sources with --max-src-length or train a model with a larger --max-source-positions"
+            )
+        positions = self.embed_positions.weight[:length].unsqueeze(0)
+        x = self.embed_tokens(tokens) if embeddings is None else embeddings
+        x = x + self.type_embedding.weight[0]
+        if self.entangle:
+            x = x + positions
+        x = F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
+        return x, self.pos_ln(positions), tokens.eq(self.padding_idx)
+
+    def _patches(self, images: Tensor, sample: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedded patches [B, P, D], their position ids [P] or [B, P], and normalised positions [1 or B, P, D]."""
+        features = self.embed_images(images.to(self.image_proj.weight.dtype))
+        batch, _, height, width = features.shape
+        if max(height, width) > self.image_bucket_size:
+            raise UserError(
+                f"a picture of {images.shape[3]}x{images.shape[2]} pixels makes {width}x{height} patches, more than "
+                f"the model's {self.image_bucket_size} a side: lower --patch-image-size to at most "
+                f"{16 * self.image_bucket_size} or train a model with a larger --image-bucket-size"
+            )
+        features = features.flatten(2).transpose(1, 2)  # [B, P, C]
+        ids = grid_positions(height, width, self.image_bucket_size).to(images.device)
+        if sample is not None:
+            chosen = self.draw_patches(batch, height * width, sample).to(images.device)
+            features = features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[2]))
+            ids = ids[chosen]
+        if self.pretrained_side is not None and ids.shape[-1] > self.pretrained_side**2 and ids.dim() == 1:
+            positions = self._stretched_positions(height, width)
+        else:
+            positions = self.embed_image_positions(ids).view(-1, ids.shape[-1], self.image_proj.out_features)
+        x = self.image_proj(features) + self.type_embedding.weight[1]
+        if self.entangle:
+            x = x + positions
+        x = F.dropout(self.patch_layernorm_embedding(x), self.dropout, self.training)
+        return x, ids, self.image_pos_ln(positions)
+
+    @staticmethod
+    def draw_patches(rows: int, patches: int, count: int) -> Tensor:
+        """Which patches each row keeps, in random order: int64[rows, count].
+
+        From torch's generator, which fairseq's trainer seeds for every update, so that a resumed run draws the same;
+        official OFA takes Python's, which nobody seeds.
+        """
+        return torch.rand(rows, patches).argsort(1)[:, :count]
+
+    def _stretched_positions(self, height: int, width: int) -> Tensor:
+        """The pretrained grid's positions, bilinearly resized to `height` x `width`: [1, P, D]."""
+        side = self.pretrained_side
+        ids = grid_positions(side, side, self.image_bucket_size).to(self.embed_image_positions.weight.device)
+        grid = self.embed_image_positions(ids).view(1, side, side, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
+        return grid.flatten(2).transpose(1, 2)
+
+    def _absolute_bias(self, positions: Tensor) -> Tensor:
+        """The part of the bias that all layers share: [1 or B, S, D] to [1 or B, H, S, S]."""
+        queries = split_heads(self.pos_q_linear(positions), self.heads) * self.position_scale
+        return queries @ split_heads(self.pos_k_linear(positions), self.heads).transpose(-1, -2)
+
+    def _layer(
+        self, number: int, x: Tensor, absolute: Tensor, mask: Tensor | None, buckets: list[Tensor]
+    ) -> Tensor:
+        """Runs a layer under its bias: relative terms stand on the text-text and patch-patch blocks only."""
+        bias = absolute.clone()
+        *patches, text = buckets
+        start = bias.shape[-1] - text.shape[-1]
+        bias[:, :, start:, start:] += self.token_rel_pos_table_list(number, text)
+        if patches:
+            bias[:, :, :start, :start] += self.image_rel_pos_table_list(number, patches[0])
+        return self.layers[number](x, bias if mask is None else bias + mask)
+
+    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
+        """The rows `new_order` (int64[N]) of what `forward` returned; positions that rows share stay one row."""
+        positions = [
+            p[:1].expand(len(new_order), -1, -1) if is_shared(p) else p.index_select(0, new_order)
+            for p in encoder_out["position_embeddings"]
+        ]
+        return {
+            **encoder_out,
+            "encoder_out": [x.index_select(1, new_order) for x in encoder_out["encoder_out"]],
+            "encoder_padding_mask": [x.index_select(0, new_order) for x in encoder_out["encoder_padding_mask"]],
+            "position_embeddings": positions,
+            "encoder_states": [x.index_select(1, new_order) for x in encoder_out["encoder_states"]],
+        }
+
+    def max_positions(self) -> int:
+        """Most source tokens."""
+        return self.max_source_positions
+
+
+def is_shared(positions: Tensor) -> bool:
+    """Whether float[B, S, D] is one row seen B times, so that work on it need not be repeated."""
+    return positions.shape[0] == 1 or positions.stride(0) == 0

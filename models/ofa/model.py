@@ -1,0 +1,213 @@
+"""OFAModel: the encoder and decoder as fairseq sees them, their weights' start, freezing and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fairseq.models import FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.utils import get_activation_fn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checkpoint
+from .config import ARCHITECTURES, OFAConfig, add_inert_flags, apply_architecture, resolve
+from .decoder import Decoder
+from .encoder import Encoder
+
+
+@register_model("ofa", dataclass=OFAConfig)
+class OFAModel(FairseqEncoderDecoderModel):
+    """OFA (Wang et al. 2022).
+
+    Args:
+        cfg: a complete configuration (`config.resolve`).
+        dictionary: fairseq Dictionary of source and target.
+    """
+
+    def __init__(self, cfg: OFAConfig, dictionary: Any):
+        tokens = nn.Embedding(len(dictionary), cfg.encoder_embed_dim, dictionary.pad())
+        super().__init__(Encoder(cfg, dictionary, tokens), Decoder(cfg, dictionary, tokens))
+        self.cfg = cfg
+        self.eos = dictionary.eos()
+        self.supported_targets = {"self"}
+        self.classification_heads = nn.ModuleDict()
+        self.apply(_initialise)
+        self._freeze()
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """OFAConfig's flags, and the official ones that change nothing."""
+        super().add_args(parser)
+        add_inert_flags(parser)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> OFAModel:
+        """Builds from whatever configuration fairseq holds and the task's dictionaries.
+
+        Raises:
+            ValueError: source and target have dictionaries of different sizes.
+            UserError: the configuration is incomplete or contradicts itself.
+        """
+        if len(task.source_dictionary) != len(task.target_dictionary):
+            raise ValueError("source and target must have one dictionary: OFA shares their token matrix")
+        return cls(resolve(cfg), task.target_dictionary)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        prev_output_tokens: Tensor | None = None,
+        patch_images: Tensor | None = None,
+        patch_images_2: Tensor | None = None,
+        patch_masks: Tensor | None = None,
+        code_masks: Tensor | None = None,
+        sample_patch_num: int | None = None,
+        features_only: bool = False,
+        classification_head_name: str | None = None,
+        token_embeddings: Tensor | None = None,
+        return_all_hiddens: bool = False,
+        alignment_layer: int | None = None,
+        alignment_heads: int | None = None,
+    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        """Source, pictures and previous target tokens to logits (teacher forcing).
+
+        Args:
+            src_tokens: int64[B, L], padded on the right.
+            src_lengths: not read.
+            prev_output_tokens: int64[B, T], bos and the target without its end, padded on the right.
+            patch_images: float[B, 3, h, w], normalised pixels.
+            patch_images_2: refused, see `Encoder.forward`.
+            patch_masks: bool[B], False where a row has no picture; required with `patch_images`.
+            code_masks: bool[B], True where a row writes image codes.
+            sample_patch_num: keep so many patches of each picture.
+            features_only: states instead of logits.
+            classification_head_name: scores of this head instead of logits.
+            token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
+            return_all_hiddens: keep the encoder's inner states (the decoder's are always returned).
+            alignment_layer, alignment_heads: cross-attention to return, see `Decoder.forward`.
+
+        Returns:
+            logits float[B, T, V], features float[B, T, D] or class scores float[B, N], and the decoder's
+            {"attn": ..., "inner_states": ...}.
+        """
+        encoder_out = self.encoder(
+            src_tokens,
+            patch_images=patch_images,
+            patch_images_2=patch_images_2,
+            patch_masks=patch_masks,
+            sample_patch_num=sample_patch_num,
+            token_embeddings=token_embeddings,
+            return_all_hiddens=return_all_hiddens,
+        )
+        x, extra = self.decoder(
+            prev_output_tokens,
+            code_masks=code_masks,
+            encoder_out=encoder_out,
+            features_only=features_only or classification_head_name is not None,
+            alignment_layer=alignment_layer,
+            alignment_heads=alignment_heads,
+        )
+        if classification_head_name is not None:
+            last = prev_output_tokens.ne(self.decoder.padding_idx).sum(1) - 1
+            x = self.classification_heads[classification_head_name](x[torch.arange(len(x), device=x.device), last])
+        return x, extra
+
+    def register_classification_head(self, name: str, num_classes: int, inner_dim: int | None = None) -> None:
+        """Adds a head over the last token's features, of the kind `--pooler-classifier`.
+
+        Args:
+            name: its name in `forward` and in the state dict.
+            num_classes: N.
+            inner_dim: width inside an mlp head, D unless given.
+        """
+        head = MLPHead if self.cfg.pooler_classifier == "mlp" else LinearHead
+        self.classification_heads[name] = head(self.cfg, inner_dim or self.cfg.encoder_embed_dim, num_classes)
+
+    def train(self, mode: bool = True) -> OFAModel:
+        """Train or eval mode; a frozen stack stays in eval mode, without dropout and with fixed statistics."""
+        super().train(mode)
+        if self.cfg.freeze_encoder:
+            self.encoder.eval()
+        if self.cfg.freeze_decoder:
+            self.decoder.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.cfg.freeze_encoder_embedding or self.cfg.freeze_decoder_embedding:
+            self.encoder.embed_tokens.requires_grad_(False)
+        if self.cfg.freeze_encoder:
+            self.encoder.requires_grad_(False)
+        if self.cfg.freeze_decoder:
+            self.decoder.requires_grad_(False)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Turns an older or official state dict into one of this model, in place; see `checkpoint.upgrade`."""
+        checkpoint.upgrade(self, state_dict)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> Any:
+        """Loads a checkpoint's weights, upgraded, and says what was missing or unexpected.
+
+        Args:
+            state_dict: weights by name, left as it is.
+            strict: False lets missing and unexpected names pass, with a warning.
+            model_cfg, args: taken for fairseq's sake; not read.
+
+        Raises:
+            UserError: the weights are not this model's. Missing ones are let pass by `--allow-missing-weights`.
+        """
+        state = dict(state_dict)
+        self.upgrade_state_dict(state)
+        checkpoint.compare(self, state, strict, self.cfg.allow_missing_weights)
+        return nn.Module.load_state_dict(self, state, strict and not self.cfg.allow_missing_weights)
+
+
+class MLPHead(nn.Module):
+    """Dropout, a layer with an activation, dropout, scores."""
+
+    def __init__(self, cfg: OFAConfig, inner_dim: int, num_classes: int):
+        super().__init__()
+        self.dense = nn.Linear(cfg.encoder_embed_dim, inner_dim)
+        self.activation = get_activation_fn(cfg.pooler_activation_fn)
+        self.dropout = cfg.pooler_dropout
+        self.out_proj = nn.Linear(inner_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float[B, D] to float[B, N]."""
+        x = F.dropout(features, self.dropout, self.training)
+        x = F.dropout(self.activation(self.dense(x)), self.dropout, self.training)
+        return self.out_proj(x)
+
+
+class LinearHead(nn.Module):
+    """Dropout, scores."""
+
+    def __init__(self, cfg: OFAConfig, inner_dim: int, num_classes: int):
+        super().__init__()
+        self.dropout = cfg.pooler_dropout
+        self.out_proj = nn.Linear(cfg.encoder_embed_dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float[B, D] to float[B, N]."""
+        return self.out_proj(F.dropout(features, self.dropout, self.training))
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's start, as official: N(0, 0.02) for every matrix and table, the pad row included, and no offsets."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _register(name: str) -> None:
+    @register_model_architecture("ofa", name)
+    def architecture(cfg: Any) -> None:
+        apply_architecture(name, cfg)
+
+
+for _name in ARCHITECTURES:
+    _register(_name)

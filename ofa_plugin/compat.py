@@ -1,0 +1,701 @@
+"""Patches of stock fairseq on today's torch, and nothing else: each is a `Cure` with the defect it removes.
+
+Written against fairseq-fixed 0.12.3.1 and torch 2.6 to 2.13. What a base class of ours can cure without a patch is
+cured there. This is the one module that may set process-wide state: warning filters, torch's list of safe pickle
+globals, and the excepthook that shows a `UserError` without its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import errno
+import functools
+import logging
+import os
+import pickle
+import re
+import shutil
+import sys
+import typing
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fairseq.models
+import fairseq.registry
+import fairseq.tasks
+import numpy as np
+import omegaconf
+import torch
+from fairseq import checkpoint_utils
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.scoring import SCORER_REGISTRY
+from fairseq.trainer import Trainer
+
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TESTED = {"fairseq-fixed": ("0.12.3.1",)}
+"""The distributions of fairseq that the tests run on."""
+
+
+@dataclass(frozen=True)
+class Cure:
+    """One defect of stock and what removes it.
+
+    Args:
+        name: short, in snake case; tests ask for it.
+        defect: what goes wrong without it.
+        versions: where the defect was seen.
+        replaces: the attributes of stock that are replaced, "" where only process state is set.
+        apply: does it; called once.
+    """
+
+    name: str
+    defect: str
+    versions: str
+    replaces: str
+    apply: Callable[[], None]
+
+
+checkpoint_checks: dict[str, Callable[[str, dict], None]] = {}
+"""Called with (file name, state) after every checkpoint read; a check raises `UserError` to refuse the file."""
+
+replaced: dict[str, list[tuple[Any, str, Any]]] = {}
+"""By cure, the (owner, attribute, stock value) of what it replaced: what a test puts back to see the defect."""
+
+
+def _replace(owner: Any, attribute: str, value: Any) -> Any:
+    """Puts `value` in the place of stock's and returns stock's."""
+    stock = vars(owner)[attribute] if isinstance(owner, type) else getattr(owner, attribute)
+    next(reversed(replaced.values())).append((owner, attribute, stock))  # of the cure that is being applied
+    setattr(owner, attribute, value)
+    return getattr(stock, "__func__", stock)
+
+
+# ---- reading checkpoints ---------------------------------------------------------------------------------------------
+
+_MULTIARRAY = getattr(np, "_core", None) or np.core
+SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,  # cfg.model of legacy models, official OFA among them
+    collections.defaultdict,
+    dict,
+    list,
+    int,
+    typing.Any,
+    omegaconf.DictConfig,  # old checkpoints pickled their configuration as it stood
+    omegaconf.ListConfig,
+    omegaconf.base.ContainerMetadata,
+    omegaconf.base.Metadata,
+    omegaconf.nodes.AnyNode,
+    omegaconf.nodes.StringNode,
+    omegaconf.nodes.IntegerNode,
+    omegaconf.nodes.FloatNode,
+    omegaconf.nodes.BooleanNode,
+    np.dtype,
+    np.ndarray,
+    *(
+        (getattr(_MULTIARRAY.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")  # before and since numpy 2
+    ),
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+]
+"""What a checkpoint may hold beside tensors and plain containers: data, nothing that runs."""
+
+STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
+"""Losses of stock that a checkpoint may name; `ctc`, for one, evaluates a string of its configuration."""
+
+_arch_of: dict[str, str] = {}  # file name -> the architecture its configuration names, for messages
+
+
+class _TorchForCheckpoints:
+    """The torch module as `checkpoint_utils` sees it: `load` reads data only, everything else is torch's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file: BinaryIO, map_location: Any = None) -> dict:
+        """`torch.load` that runs nothing from the file, whatever TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD says.
+
+        Raises:
+            UserError: the file is damaged, holds more than data, or names a model of stock's.
+        """
+        name = getattr(file, "name", "checkpoint")
+        _check_archive(file, name)
+        try:
+            state = torch.load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found is None:
+                raise _damaged(name, str(error).strip().splitlines()[-1] or "no pickle") from error
+            raise UserError(
+                f"{name}: refused, since it holds {found[1]}, which is code and not data; nothing of it was run. "
+                "Ask its author for a safetensors file, or for a checkpoint of plain tensors and settings"
+            ) from error
+        except (RuntimeError, EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise _damaged(name, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        if not isinstance(state, dict):
+            raise UserError(f"{name}: holds a {type(state).__name__}, fairseq saves a dictionary; take another file")
+        _check_tensors(state.get("model"), name)
+        _check_settings(state, name)
+        return state
+
+
+def _damaged(name: str, reason: str) -> UserError:
+    others = sorted(
+        (file for file in Path(name).absolute().parent.glob("checkpoint*.pt") if file.name != Path(name).name),
+        key=lambda file: file.stat().st_mtime,
+    )
+    other = f", for example {others[-1].name} beside it (--restore-file {others[-1]})" if others else ""
+    return UserError(f"{name}: damaged or no checkpoint ({reason}); take another copy{other}")
+
+
+def _check_archive(file: BinaryIO, name: str) -> None:
+    """Checksums of a zip checkpoint, which torch does not look at, and no compression, which could hide a bomb."""
+    if os.fstat(file.fileno()).st_size == 0:
+        raise _damaged(name, "the file is empty")
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise UserError(f"{name}: refused, since its contents are compressed, which torch.save never does")
+            try:
+                broken = archive.testzip()
+            except (zipfile.BadZipFile, EOFError, OSError) as error:
+                raise _damaged(name, str(error)) from error
+            if broken is not None:
+                raise _damaged(name, f"checksum of {broken} is wrong")
+    file.seek(0)
+
+
+def _check_tensors(weights: Any, name: str) -> None:
+    """Weights that a small file blows up (an expanded scalar) or that index out of bounds (sparse) are refused."""
+    for key, tensor in weights.items() if isinstance(weights, dict) else ():
+        if not torch.is_tensor(tensor):
+            continue
+        if tensor.layout is not torch.strided:
+            raise UserError(f"{name}: refused, since {key} is a {tensor.layout} tensor; OFA has none")
+        if tensor.numel() * tensor.element_size() > max(1 << 30, tensor.untyped_storage().nbytes()):
+            raise UserError(f"{name}: refused, since {key} claims {tensor.numel()} values but stores fewer")
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, (dict, argparse.Namespace)):
+        for value in (node if isinstance(node, dict) else vars(node)).values():
+            yield from _strings(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _strings(value)
+
+
+def _named(cfg: dict, part: str, legacy: str) -> str | None:
+    """What `cfg` calls its model, task or criterion: `_name`, or the flag of old models (`arch`, `task`)."""
+    node = cfg.get(part)
+    settings = vars(node) if isinstance(node, argparse.Namespace) else node
+    if not isinstance(settings, dict):
+        return None
+    name = settings.get("_name") or settings.get(legacy)
+    return name if isinstance(name, str) else None
+
+
+def _check_settings(state: dict, name: str) -> None:
+    """A checkpoint's settings choose classes to build; those of stock (fconv) evaluate strings of their settings.
+
+    Only classes registered by the plug-in, or by the user's own code, may be named. Interpolations such as
+    `${oc.env:SECRET}` would be resolved on access; fairseq saves none.
+    """
+    cfg, args = state.get("cfg"), state.get("args")
+    if isinstance(cfg, omegaconf.DictConfig):
+        cfg = omegaconf.OmegaConf.to_container(cfg, resolve=False)
+    if isinstance(args, argparse.Namespace):
+        cfg = {"model": args, "task": args, "criterion": args}
+    if not isinstance(cfg, dict):
+        return
+    for text in _strings(cfg):
+        if "${" in text:
+            raise UserError(f"{name}: refused, since its settings hold {text[:80]!r}; fairseq saves no interpolation")
+    registries = (
+        ("model", "arch", {**fairseq.models.MODEL_REGISTRY, **fairseq.models.ARCH_MODEL_REGISTRY}),
+        ("task", "task", fairseq.tasks.TASK_REGISTRY),
+        ("criterion", "criterion", CRITERION_REGISTRY),
+    )
+    for part, legacy, registry in registries:
+        named = _named(cfg, part, legacy)
+        owner = getattr(registry.get(named), "__module__", "")
+        if owner.partition(".")[0] == "fairseq" and named not in STOCK_CRITERIONS:
+            raise UserError(
+                f"{name}: refused, since its settings name the {part} {named!r} of stock fairseq; with this --user-dir "
+                "only OFA's own are built from a checkpoint. Load it without --user-dir if you trust its author"
+            )
+    _arch_of[name] = _named(cfg, "model", "arch") or "an architecture it does not name"
+
+
+def _read_data_only() -> None:
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    _replace(checkpoint_utils, "torch", _TorchForCheckpoints())
+
+    def load_checkpoint_to_cpu(path: str, arg_overrides: dict | None = None, load_on_all_ranks: bool = False) -> dict:
+        try:
+            state = stock(path, arg_overrides, load_on_all_ranks)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:  # readable, but not what fairseq saves
+            raise UserError(
+                f"{path}: not what fairseq saves ({type(error).__name__}: {error}); take another"
+            ) from error
+        for check in tuple(checkpoint_checks.values()):
+            check(str(path), state)
+        return state
+
+    stock = _replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
+
+
+def _name_missing_files() -> None:
+    def load_model_ensemble_and_task(filenames: list[str], *args: Any, **kwargs: Any) -> Any:
+        for filename in filenames:
+            if not any(Path(filename).parent.glob(f"{_glob_free(Path(filename).stem)}*")) and "://" not in filename:
+                hint = " (a colon in --path separates several checkpoints)" if len(filenames) > 1 else ""
+                raise UserError(f"--path {filename}: no such file{hint}")
+        return stock(filenames, *args, **kwargs)
+
+    stock = _replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
+
+
+def _glob_free(text: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", text)
+
+
+def _load_on_all_ranks() -> None:
+    def load_checkpoint(self: Trainer, filename: str, *args: Any, **kwargs: Any) -> Any:
+        if self.data_parallel_world_size > 1:
+            _agree_on_file(self, filename)
+            self.cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+        try:
+            return stock(self, filename, *args, **kwargs)
+        except Exception as error:
+            if not str(error).startswith("Cannot load model parameters"):
+                raise
+            reason = error.__cause__ or error.__context__
+            if isinstance(reason, UserError):
+                raise reason from None
+            raise _wrong_weights(self, filename, reason) from error
+
+    stock = _replace(Trainer, "load_checkpoint", load_checkpoint)
+
+
+def _agree_on_file(trainer: Trainer, filename: str) -> None:
+    """Every rank reads for itself, so every rank must see the file, or none."""
+    seen = torch.tensor([float(PathManager.isfile(filename))], device=trainer.device)
+    distributed_utils.all_reduce(seen, group=trainer.data_parallel_process_group)
+    if 0 < seen.item() < trainer.data_parallel_world_size:
+        raise UserError(
+            f"{filename}: seen by {seen.item():.0f} of {trainer.data_parallel_world_size} ranks; put --save-dir on a "
+            "disk that all hosts share, or copy the file to each of them"
+        )
+
+
+def _wrong_weights(trainer: Trainer, filename: str, reason: BaseException | None) -> UserError:
+    problems = [line.strip() for line in str(reason).splitlines()[1:] if line.strip()] or [str(reason)]
+    wanted = getattr(trainer.cfg.model, "_name", None) or getattr(trainer.cfg.model, "arch", "the model")
+    found = _arch_of.get(str(filename), "an unknown architecture")
+    return UserError(
+        f"{filename}: its weights ({found}) do not fit --arch {wanted}: "
+        f"{problems[0]}{f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''}; "
+        "give the --arch, --bpe and vocabulary flags it was trained with"
+    )
+
+
+# ---- writing checkpoints ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends well: data on the disk first, then the name.
+
+    A crash at any moment leaves the old file or the new one, whole. An error leaves the old file and no rest.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _full_disk_named(path: str) -> Iterator[None]:
+    """torch hides "no space left" behind an error of its own; this says it, and what is left."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        chain: BaseException | None = error
+        while chain is not None and getattr(chain, "errno", None) != errno.ENOSPC:
+            chain = chain.__cause__ or chain.__context__
+        if chain is None:
+            raise
+        raise UserError(
+            f"{path}: no space left on the disk; the file that was there is whole. Make room and start again; "
+            "--no-epoch-checkpoints and --keep-last-epochs save room"
+        ) from error
+
+
+def _write_atomically() -> None:
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+        if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
+            return stock_copy(src_path, dst_path, overwrite)
+        with _full_disk_named(dst_path), open(src_path, "rb") as source, replacing(dst_path) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        return dst_path
+
+    def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
+        if async_write or not isinstance(filename, str) or not PathManager.supports_rename(filename):
+            return stock_save(obj, filename, async_write)
+        with _full_disk_named(filename), replacing(filename) as file:
+            torch.save(obj, file)
+
+    stock_copy = _replace(PathManager, "copy", staticmethod(copy))
+    stock_save = _replace(checkpoint_utils, "torch_persistent_save", torch_persistent_save)
+
+
+# ---- generation and data ---------------------------------------------------------------------------------------------
+
+
+def _block_ngrams() -> None:
+    def _no_repeat_ngram(self: NGramRepeatBlock, tokens: Any, lprobs: Any, bsz: int, beam_size: int, step: int) -> Any:
+        return stock(self, tokens[:, : step + 1], lprobs, bsz, beam_size, step)  # stock looks at the padding behind it
+
+    stock = _replace(NGramRepeatBlock, "_no_repeat_ngram", _no_repeat_ngram)
+
+
+def _list_folders_only() -> None:
+    def _find_extra_valid_paths(dataset_path: str) -> set:
+        # ':' is a separator to stock's listing, but part of a folder's name here
+        return stock_find(dataset_path) if os.path.isdir(dataset_path) and ":" not in dataset_path else set()
+
+    def raise_if_valid_subsets_unintentionally_ignored(train_cfg: Any) -> None:
+        try:
+            stock_raise(train_cfg)
+        except ValueError as error:
+            raise UserError(
+                f"{train_cfg.task.data}: {str(error).partition(' will be ignored')[0].lower()} would be ignored: "
+                "name them in --valid-subset, or add --ignore-unused-valid-subsets"
+            ) from error
+
+    stock_find = _replace(data_utils, "_find_extra_valid_paths", _find_extra_valid_paths)
+    stock_raise = _replace(
+        data_utils, "raise_if_valid_subsets_unintentionally_ignored", raise_if_valid_subsets_unintentionally_ignored
+    )
+
+
+# ---- starts that would lose something --------------------------------------------------------------------------------
+
+CPU_LAUNCH = (
+    "--distributed-world-size N --distributed-rank R --distributed-init-method tcp://localhost:PORT "
+    "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
+)
+"""The flags that start rank R of N on CPU, one command for each rank."""
+
+
+def refuse_unsafe_start(cfg: Any) -> None:
+    """Refuses flags with which stock trains wrongly, or not at all, without saying so.
+
+    Raises:
+        UserError: names the flags and what to use.
+    """
+    common, cpu = cfg.common, cfg.common.cpu or not torch.cuda.is_available()
+    if common.amp:
+        raise UserError("--amp divides the gradients by the loss scale twice; use --fp16 on a GPU, or leave it out")
+    if cfg.checkpoint.write_checkpoints_asynchronously:
+        raise UserError(
+            "--write-checkpoints-asynchronously never writes checkpoint_last.pt, so that a restarted run would begin "
+            "anew; leave it out"
+        )
+    if common.fp16 and cpu and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads):
+        raise UserError("--fp16 needs a GPU; on CPU leave it out, or add --fp16-no-flatten-grads")
+
+
+def refuse_idle_launch(cfg: Any) -> None:
+    """Refuses the starts of several processes that on CPU train nothing, or train N times the same.
+
+    Raises:
+        UserError: names the flags that work.
+    """
+    launch, gpus = cfg.distributed_training, torch.cuda.device_count()
+    cpu = cfg.common.cpu or gpus == 0
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) else 1
+    if launched > 1 and launch.distributed_world_size == 1:
+        raise UserError(
+            f"WORLD_SIZE={launched} is set (torchrun), but --distributed-world-size is 1, so that {launched} separate "
+            f"runs would write into one --save-dir; add {CPU_LAUNCH if cpu else f'--distributed-world-size {launched}'}"
+        )
+    if not cpu or (launch.distributed_world_size == 1 and launch.distributed_init_method is None):
+        return
+    missing = [
+        flag
+        for flag, given in (
+            ("--distributed-init-method tcp://localhost:PORT", launch.distributed_init_method is not None),
+            ("--distributed-no-spawn", launch.distributed_no_spawn),
+            ("--distributed-backend gloo", launch.distributed_backend == "gloo"),
+            ("--ddp-backend legacy_ddp", launch.ddp_backend in ("legacy_ddp", "no_c10d")),
+        )
+        if not given
+    ]
+    if missing:
+        raise UserError(
+            f"{launch.distributed_world_size} processes on CPU: fairseq would train nothing with these flags; add "
+            f"{' '.join(missing)}. Start each rank with {CPU_LAUNCH}"
+        )
+
+
+def _refuse_at_start() -> None:
+    def call_main(cfg: Any, main: Callable, **kwargs: Any) -> None:
+        if "override_args" not in kwargs:  # which fairseq-validate passes; it may halve a model on CPU
+            refuse_unsafe_start(cfg)
+        refuse_idle_launch(cfg)
+        stock_call(cfg, main, **kwargs)
+
+    def __init__(self: Trainer, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        refuse_unsafe_start(cfg)  # fairseq-hydra-train imports the plug-in only after call_main
+        stock_init(self, cfg, *args, **kwargs)
+
+    stock_call = _replace(distributed_utils, "call_main", call_main)
+    stock_init = _replace(Trainer, "__init__", functools.wraps(Trainer.__init__)(__init__))
+
+
+def _say_where_it_starts() -> None:
+    def load_checkpoint(cfg: Any, trainer: Trainer, **kwargs: Any) -> Any:
+        _choose_start(cfg, trainer)
+        try:
+            extra_state, epoch_itr = stock(cfg, trainer, **kwargs)
+        except ValueError as error:
+            if not str(error).startswith("--finetune-from-model"):
+                raise
+            raise UserError(str(error).partition(": {")[0]) from error
+        if extra_state is not None:
+            _stop_at_limit(trainer, epoch_itr)
+        return extra_state, epoch_itr
+
+    stock = _replace(checkpoint_utils, "load_checkpoint", load_checkpoint)
+
+
+def _choose_start(cfg: Any, trainer: Trainer) -> None:
+    """Which of two checkpoints wins, in one line; a file that was asked for and is missing ends the run."""
+    last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
+    asked = cfg.restore_file if cfg.restore_file != "checkpoint_last.pt" else None
+    if asked and not trainer.checkpoint_suffix and not PathManager.isfile(asked):
+        raise UserError(f"--restore-file {asked}: no such file; leave the flag out to train from scratch")
+    if PathManager.isfile(last):
+        if asked and os.path.abspath(asked) != os.path.abspath(last):
+            logger.warning(f"starting from --restore-file {asked}; {last} is there too and is ignored")
+        elif cfg.finetune_from_model and not asked:
+            logger.warning(
+                f"going on from {last}; --finetune-from-model {cfg.finetune_from_model} is ignored. "
+                "Give an empty --save-dir to start from it"
+            )
+    elif cfg.finetune_from_model and not PathManager.isfile(cfg.finetune_from_model):
+        raise UserError(f"--finetune-from-model {cfg.finetune_from_model}: no such file")
+
+
+def _stop_at_limit(trainer: Trainer, epoch_itr: Any) -> None:
+    """A run that was finished before trains nothing more, and says which limit to raise."""
+    limits, updates = trainer.cfg.optimization, trainer.get_num_updates()
+    if limits.max_epoch and epoch_itr.next_epoch_idx > limits.max_epoch:
+        reached = f"epoch {epoch_itr.next_epoch_idx - 1} of --max-epoch {limits.max_epoch}"
+        flag = "--max-epoch"
+    elif limits.max_update and updates >= limits.max_update:
+        reached, flag = f"update {updates} of --max-update {limits.max_update}", "--max-update"
+        limits.max_epoch = -1  # stock would make one more update before it looks
+    else:
+        return
+    logger.warning(f"nothing to train: the checkpoint has reached {reached}; raise {flag} to go on")
+
+
+# ---- what the user sees ----------------------------------------------------------------------------------------------
+
+NOISE = (
+    (r"hydra\.experimental\.", UserWarning),
+    (r"\s*The version_base parameter is not specified", UserWarning),
+    (r"In '.*': (Usage of deprecated keyword in package header|Defaults list is missing)", UserWarning),
+    (r"'.*' is validated against ConfigStore schema", UserWarning),
+    (r"\s*The strict= flag in the compose API is deprecated", UserWarning),
+    (r"`torch\.cuda\.amp\.(autocast|GradScaler)", FutureWarning),
+    (r"'pin_memory' argument is set as true but no accelerator", UserWarning),
+    (r"Support for mismatched key_padding_mask and attn_mask is deprecated", UserWarning),
+    (r"resource_tracker: There appear to be \d+ leaked", UserWarning),
+)
+"""Warnings about stock's own use of its libraries, harmless, which no user can act upon."""
+
+
+def _quieten() -> None:
+    for message, category in NOISE:
+        warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def user_message(error: BaseException) -> str | None:
+    """The sentence that the user should read, or None where `error` is a bug and needs its traceback.
+
+    Finds a `UserError` also where a DataLoader worker or a spawned rank has turned it into text, and where stock has
+    wrapped it in a plain Exception.
+    """
+    text = str(error)
+    if isinstance(error, UserError) or "Original Traceback" in text or "-- Process " in text:
+        told = list(re.finditer(r"^ofa_plugin\.[\w.]+: ", text, flags=re.MULTILINE))
+        if told:
+            return text[told[-1].end() :].strip()
+        return text if isinstance(error, UserError) else None
+    reason = error.__cause__ or error.__context__
+    return user_message(reason) if type(error) in (Exception, RuntimeError) and reason is not None else None
+
+
+def _show_user_errors() -> None:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        message = user_message(error)
+        if message is None:
+            return stock(kind, error, trace)
+        sys.stdout.flush()
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+    stock = _replace(sys, "excepthook", excepthook)
+
+
+def _check_version() -> None:
+    for name, versions in TESTED.items():
+        with contextlib.suppress(PackageNotFoundError):
+            if version(name) in versions:
+                return
+    with contextlib.suppress(PackageNotFoundError):
+        found = f"fairseq {version('fairseq')}"
+        logger.warning(_untested(found))
+        return
+    logger.warning(_untested(f"fairseq {getattr(fairseq, '__version__', 'of unknown version')}"))
+
+
+def _untested(found: str) -> str:
+    tested = ", ".join(f"{v} ({name})" for name, versions in TESTED.items() for v in versions)
+    return f"{found} has not been tested with this plug-in; tested: {tested}. Run `ofa doctor` to see whether it works"
+
+
+def prefer_our_scorer() -> None:
+    """Makes `--scoring ofa` the default of `fairseq-generate`: stock's needs the C extension libbleu.
+
+    Called when the tasks are registered; does nothing where no scorer of that name is.
+    """
+    if "ofa" in SCORER_REGISTRY:
+        fairseq.registry.REGISTRIES["scoring"]["default"] = "ofa"
+
+
+SEEN = "fairseq-fixed 0.12.3.1"
+CURES = (
+    Cure(
+        "known_version",
+        "an untested fairseq fails in odd places",
+        "any but the tested",
+        "",
+        _check_version,
+    ),
+    Cure(
+        "user_errors",
+        "a mistake of the user's ends in a traceback",
+        "all",
+        "sys.excepthook",
+        _show_user_errors,
+    ),
+    Cure(
+        "noise",
+        "harmless warnings about stock's own code hide those that matter",
+        f"{SEEN} on torch >= 2.4, hydra 1.3",
+        "",
+        _quieten,
+    ),
+    Cure(
+        "data_only_checkpoints",
+        "torch >= 2.6 refuses argparse.Namespace and numpy scalars, so stock cannot load its own files; the popular "
+        "remedy TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD runs code from them; so do settings that stock models evaluate; "
+        "a flipped bit loads",
+        f"{SEEN} on torch >= 2.6",
+        "checkpoint_utils.torch, checkpoint_utils.load_checkpoint_to_cpu",
+        _read_data_only,
+    ),
+    Cure(
+        "missing_files",
+        "a missing --path ends in a traceback",
+        SEEN,
+        "checkpoint_utils.load_model_ensemble_and_task",
+        _name_missing_files,
+    ),
+    Cure(
+        "load_on_all_ranks",
+        "rank 0 broadcasts a pickled DictConfig that the others refuse; wrong weights hide their reason",
+        f"{SEEN} on torch >= 2.6",
+        "Trainer.load_checkpoint",
+        _load_on_all_ranks,
+    ),
+    Cure(
+        "atomic_checkpoints",
+        "checkpoint_last.pt and _best.pt are copied in place and nothing is synced: a kill or a full disk loses them",
+        SEEN,
+        "PathManager.copy, checkpoint_utils.torch_persistent_save",
+        _write_atomically,
+    ),
+    Cure(
+        "no_repeat_ngram",
+        "--no-repeat-ngram-size does nothing without the CUDA extension: it looks at the padding",
+        SEEN,
+        "NGramRepeatBlock._no_repeat_ngram",
+        _block_ngrams,
+    ),
+    Cure(
+        "data_is_no_folder",
+        "task.data is listed as a folder: FileNotFoundError for a file, a comma list, a colon in the name",
+        SEEN,
+        "data_utils._find_extra_valid_paths, .raise_if_valid_subsets_unintentionally_ignored",
+        _list_folders_only,
+    ),
+    Cure(
+        "unsafe_starts",
+        "--amp unscales twice; asynchronous writing and some CPU launches train nothing and exit 0",
+        SEEN,
+        "distributed.utils.call_main, Trainer.__init__",
+        _refuse_at_start,
+    ),
+    Cure(
+        "silent_starts",
+        '"done training in 0.0 seconds", one update too many, a missing --restore-file that trains from scratch',
+        SEEN,
+        "checkpoint_utils.load_checkpoint",
+        _say_where_it_starts,
+    ),
+)
+"""Every patch, in the order in which it is applied."""
+
+
+def apply() -> None:
+    """Applies every cure once, however often it is called."""
+    for cure in CURES:
+        if cure.name not in replaced:
+            replaced[cure.name] = []
+            cure.apply()

@@ -1,0 +1,432 @@
+"""What all tasks share: vocabulary, data, generation, evaluation, and what a checkpoint remembers of them."""
+
+# ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
+
+import argparse
+import functools
+import hashlib
+import json
+import logging
+import math
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Optional
+
+import torch
+from fairseq import checkpoint_utils, metrics, utils
+from fairseq.data import Dictionary, FairseqDataset, iterators
+from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.tasks import FairseqTask
+from omegaconf import II, DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from .. import compat, optim
+from ..data.builder import Builder
+from ..data.codec import Codec
+from ..data.dataset import OFADataset, raise_bad_rows
+from ..data.example import pad_right
+from ..data.files import DataFiles
+from ..data.image import PictureLoader
+from ..data.tsv import TSVStore, parse_selected_cols
+from ..errors import UserError
+from ..models.generation.constraints import NonFiniteLogits, build_ensemble
+from ..models.generation.trie import Trie
+from .evaluation import Evaluation
+from .metrics.base import Metric
+
+logger = logging.getLogger(__name__)
+
+PATCH_PIXELS = 16  # the ResNet's stride
+
+
+@dataclass
+class OFATaskConfig(FairseqDataclass):
+    """Options of every task. None means: as in the checkpoint that is evaluated, else the official default."""
+
+    data: Optional[str] = field(
+        default=None, metadata={"help": "folder with <subset>.tsv, or one TSV, or train.tsv,...,valid.tsv"}
+    )
+    selected_cols: Optional[str] = field(
+        default=None, metadata={"help": "column numbers in the task's order, e.g. 0,4,2 (default: the official ones)"}
+    )
+    bpe: Optional[str] = field(default=None, metadata={"help": "gpt2 (default) or sentencepiece"})
+    bpe_dir: Optional[str] = field(default=None, metadata={"help": "folder with the vocabulary files of --bpe"})
+    max_src_length: Optional[int] = field(default=None, metadata={"help": "most words of the instruction's text (128)"})
+    max_tgt_length: Optional[int] = field(default=None, metadata={"help": "most words or tokens of the target (30)"})
+    num_bins: Optional[int] = field(default=None, metadata={"help": "location tokens <bin_i> (1000)"})
+    code_dict_size: Optional[int] = field(default=None, metadata={"help": "image tokens <code_i> (8192)"})
+    patch_image_size: Optional[int] = field(default=None, metadata={"help": "pixels of a picture's side (480)"})
+    image_backend: Optional[str] = field(
+        default=None, metadata={"help": "pil (default, as official) or fast (needs the extra [fast])"}
+    )
+    imagenet_default_mean_and_std: bool = field(
+        default=False, metadata={"help": "normalise pixels with ImageNet's mean and deviation instead of 0.5 and 0.5"}
+    )
+    exif_transpose: bool = field(
+        default=False, metadata={"help": "turn pictures as their EXIF says (boxes are in stored pixels!)"}
+    )
+    lenient_images: bool = field(default=False, metadata={"help": "accept truncated pictures, as official OFA does"})
+    eval_args: Optional[str] = field(
+        default=None, metadata={"help": 'generation settings as JSON, e.g. {"beam": 5, "max_len_b": 16}'}
+    )
+    eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
+    vocabulary: Optional[str] = field(default=None, metadata={"help": argparse.SUPPRESS})  # Codec.state()
+    fingerprint: Optional[str] = field(default=None, metadata={"help": argparse.SUPPRESS})  # size:sha256
+    seed: int = II("common.seed")
+    path: Optional[str] = II("common_eval.path")
+    results_path: Optional[str] = II("common_eval.results_path")
+    gen_subset: str = II("dataset.gen_subset")
+    train_subset: str = II("dataset.train_subset")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+
+
+OWN_TO_A_RUN = {"_name", "data", "seed", "path", "results_path", "gen_subset", "train_subset", "best_checkpoint_metric"}
+DEFAULTS = {
+    "bpe": "gpt2",
+    "max_src_length": 128,
+    "max_tgt_length": 30,
+    "num_bins": 1000,
+    "code_dict_size": 8192,
+    "patch_image_size": 480,
+    "image_backend": "pil",
+}
+
+
+class OFATask(FairseqTask):
+    """A task is a builder, a metric and the settings of its generation; this class is the rest.
+
+    Subclasses set `builder`, `metric`, `evaluation_defaults`, may override `setup` to read files of their own
+    (an answer set: then `self.trie`), `answer` to clean what was generated, and `entry`, a line of the result file.
+    """
+
+    builder: ClassVar[type[Builder]]
+    metric: ClassVar[type[Metric]]
+    evaluation_defaults: ClassVar[dict[str, Any]] = {}  # official generation settings of this task
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        vocabulary = cfg.vocabulary
+        if vocabulary:
+            self.codec = Codec.restore(vocabulary, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
+        else:
+            self.codec = Codec.build(cfg.bpe, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
+        cfg.vocabulary, cfg.bpe_dir = self.codec.state(), None  # a checkpoint needs no folder beside it
+        cfg.fingerprint = fingerprint(self.codec.dictionary)
+        compat.checkpoint_checks["vocabulary"] = self._check_vocabulary
+        self.trie: Trie | None = None
+        self.files: DataFiles | None = None
+        self.metrics: dict[str, Metric] = {}  # by subset: CIDEr depends on the subset's references
+        self.evaluation: Evaluation | None = None
+        self._rows_ahead = 0
+        self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
+        self.setup()
+
+    @classmethod
+    def setup_task(cls, cfg: DictConfig, **kwargs: Any) -> "OFATask":
+        """Fills what the command line left open from the checkpoint of `--path`, then from the official defaults.
+
+        What was decided is written back into the run's configuration, so that its checkpoints remember it.
+        """
+        saved = saved_task_config(cfg.path) if cfg.path else {}
+        for name in cfg:
+            if name not in OWN_TO_A_RUN and cfg[name] is None or cfg[name] is False:  # a switch can only be switched on
+                value = saved.get(name)
+                cfg[name] = DEFAULTS.get(name, cfg[name]) if value is None else value
+        task = cls(cfg)
+        whole = cfg._get_parent()
+        if whole is not None and "task" in whole:
+            with open_dict(whole):
+                whole["task"] = cfg
+        return task
+
+    def setup(self) -> None:
+        """For files and checks of a task's own; `self.cfg` is resolved and `self.codec` is there."""
+
+    # --------------------------------------------------------------------------------------------- vocabulary
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """The one vocabulary."""
+        return self.codec.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """The one vocabulary."""
+        return self.codec.dictionary
+
+    def build_bpe(self, args: Any) -> Namespace:
+        """What `fairseq-generate` turns symbols into words with; stock's GPT-2 decoder fails on `<bin_3>`."""
+        return Namespace(decode=self.codec.decode_symbols)
+
+    def _check_vocabulary(self, filename: str, state: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose words have other numbers; a vocabulary that has only grown is fine."""
+        saved = task_config_of(state).get("fingerprint")
+        if saved is None:
+            return
+        size = int(saved.split(":")[0])
+        if fingerprint(self.codec.dictionary, size) != saved:
+            raise UserError(
+                f"{filename} was trained with another vocabulary ({size} symbols; here {len(self.codec.dictionary)}): "
+                "give the --bpe, --bpe-dir, --num-bins and --code-dict-size that it was trained with"
+            )
+
+    # --------------------------------------------------------------------------------------------------- data
+
+    def has_sharded_data(self, split: str) -> bool:
+        """Whether each epoch trains on another file."""
+        return self._data_files().train_files > 1
+
+    def _data_files(self) -> DataFiles:
+        if self.files is None:
+            self.files = DataFiles(self.cfg.data)
+        return self.files
+
+    def load_dataset(self, split: str, combine: bool = False, task_cfg: Any = None, epoch: int = 1, **_: Any) -> None:
+        """Opens the file of a split.
+
+        Args:
+            split: subset name.
+            combine: stock's argument for split files; unused.
+            task_cfg: the checkpoint's task configuration; `setup_task` has used it already.
+            epoch: chooses among several training files.
+        """
+        cfg = self.cfg
+        training = not cfg.path and split in cfg.train_subset.split(",")
+        path = self._data_files().path(split, training, epoch)
+        columns = cfg.selected_cols or self.builder.selected["train" if training else "other"]
+        store = TSVStore(path, self.builder.columns, parse_selected_cols(columns), self.builder.required)
+        pictures = None
+        if "image" in self.builder.columns:
+            pictures = PictureLoader(
+                Path(path).parent,
+                cfg.patch_image_size,
+                exif_transpose=cfg.exif_transpose,
+                lenient=cfg.lenient_images,
+                backend=cfg.image_backend,
+            )
+        builder = self.make_builder(store, training, pictures)
+        self.datasets[split] = OFADataset(
+            builder,
+            split,
+            seed=cfg.seed,
+            shuffle=training,
+            image_tokens=math.ceil(cfg.patch_image_size / PATCH_PIXELS) ** 2 if pictures else 0,
+            text_tokens=cfg.max_src_length + cfg.max_tgt_length,
+            imagenet_mean=cfg.imagenet_default_mean_and_std,
+        )
+        logger.info("%s: %d rows of %s", split, len(store), path)
+        if not training and self._scores():
+            self._prepare_metric(split, builder)
+
+    def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> Builder:
+        """The builder of a split."""
+        return self.builder(store, self.codec, self.cfg, training, pictures)
+
+    def _prepare_metric(self, split: str, builder: Builder) -> None:
+        references = [builder.reference(builder.store[index]) for index in range(len(builder.store))]
+        without = sum(reference is None for reference in references)
+        if without:
+            logger.info("%s: %d of %d rows have no reference and are not scored", split, without, len(references))
+        metric = self.metric()
+        metric.prepare(reference for reference in references if reference is not None)
+        self.metrics[split] = metric
+
+    def get_batch_iterator(
+        self, dataset: FairseqDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **kwargs: Any
+    ) -> iterators.EpochBatchIterator:
+        """Stock's iterator over our batches; notes how many batches an epoch has, and how many rows lie ahead."""
+        dataset.num_shards = num_shards
+        iterator = super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
+        if dataset.shuffle:
+            optim.note_epoch_length(len(iterator))
+        else:
+            self._rows_ahead = sum(len(batch) for batch in iterator.frozen_batches[shard_id::num_shards])
+        return iterator
+
+    # ----------------------------------------------------------------------------------------- train and valid
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """Stock's step; the criterion is told the update number, as officially."""
+        raise_bad_rows(sample)
+        criterion = functools.partial(criterion, update_num=update_num)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def valid_step(
+        self, sample: dict[str, Any], model: nn.Module, criterion: nn.Module
+    ) -> tuple[torch.Tensor, int, dict[str, Any]]:
+        """Stock's step and, where the metric is wanted, an answer to every row."""
+        raise_bad_rows(sample)
+        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        if self._scores():
+            logging_output["_metric_sum"], logging_output["_metric_count"] = self._score_batch(sample, model)
+        return loss, sample_size, logging_output
+
+    def _scores(self) -> bool:
+        """Whether validation generates; `fairseq-generate` always scores."""
+        return True
+
+    def _score_batch(self, sample: dict[str, Any], model: nn.Module) -> tuple[float, int]:
+        model = getattr(model, "module", model)  # out of DistributedDataParallel
+        if self._validation is None or self._validation[0] is not model:
+            self._validation = model, self._make_generator([model], self.generation_settings())
+        hypotheses = self._generate(self._validation[1], [model], sample)
+        metric = self.metrics[sample["split"]]
+        total, count = 0.0, 0
+        for best, reference in zip(hypotheses, sample["references"], strict=True):
+            if reference is not None:
+                total += metric.score(self.answer(best[0]["tokens"]), reference)
+                count += 1
+        if self.cfg.eval_print_samples:
+            logger.info("example hypothesis: %s", self.answer(hypotheses[0][0]["tokens"]))
+            logger.info("example reference: %s", sample["references"][0])
+        return total, count
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
+        """Adds up the ranks' sums and counts, and derives the metric from them."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if any("_metric_count" in log for log in logging_outputs):
+            for key in ("_metric_sum", "_metric_count"):
+                metrics.log_scalar(key, sum(float(log.get(key, 0)) for log in logging_outputs))
+            metrics.log_derived(
+                self.metric.name,
+                lambda meters: round(
+                    meters["_metric_sum"].sum / max(meters["_metric_count"].sum, 1), self.metric.digits
+                ),
+            )
+
+    # ---------------------------------------------------------------------------------------------- generation
+
+    def generation_settings(self, given: Any = None) -> GenerationConfig:
+        """Stock's defaults, overridden by the task's, by `--eval-args`, and by what `given` says otherwise.
+
+        Args:
+            given: stock's `cfg.generation`; a field that differs from stock's own default was asked for.
+        """
+        settings = GenerationConfig()
+        for name, value in {**self.evaluation_defaults, **self._eval_args()}.items():
+            setattr(settings, name, value)
+        for item in fields(GenerationConfig):
+            value = getattr(given, item.name, None)
+            if given is not None and value is not None and value != item.default and item.name != "_name":
+                setattr(settings, item.name, value)
+        return settings
+
+    def _eval_args(self) -> dict[str, Any]:
+        try:
+            chosen = json.loads(self.cfg.eval_args or "{}")
+        except json.JSONDecodeError as error:
+            raise UserError(f"--eval-args is no JSON ({error}): write it like '{{\"beam\": 5}}'") from None
+        known = {item.name for item in fields(GenerationConfig)}
+        for name in chosen:
+            if name not in known:
+                raise UserError(f"--eval-args: {name!r} is no setting of generation; known: {', '.join(sorted(known))}")
+        return chosen
+
+    def build_generator(
+        self,
+        models: list[nn.Module],
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """The generator of `fairseq-generate`; from here on `inference_step` collects the answers."""
+        settings = self.generation_settings(args)
+        if isinstance(args, DictConfig):  # what is printed about the run should be what was used
+            with open_dict(args):
+                args.update({item.name: getattr(settings, item.name) for item in fields(GenerationConfig)})
+        if self.cfg.path and self._rows_ahead:
+            subset = self.cfg.gen_subset
+            self.evaluation = Evaluation(
+                self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path, self.entry
+            )
+        return self._make_generator(
+            models, settings, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
+        )
+
+    def _make_generator(self, models: list[nn.Module], settings: GenerationConfig, *stock: Any) -> Any:
+        positions = min(model.max_decoder_positions() for model in models)
+        if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
+            raise UserError(
+                f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
+                "(one is the end symbol): lower it, or train with a larger --max-target-positions"
+            )
+        return super().build_generator(build_ensemble(models, self.trie), settings, *stock)
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: list[nn.Module],
+        sample: dict[str, Any],
+        prefix_tokens: torch.Tensor | None = None,
+        constraints: torch.Tensor | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """Generates for a batch, hands the best answers to the evaluation, and shows the references as target."""
+        raise_bad_rows(sample)
+        hypotheses = self._generate(generator, models, sample, prefix_tokens, constraints)
+        if self.evaluation is not None:
+            rows = zip(sample["id"].tolist(), sample["uniq_ids"], hypotheses, sample["references"], strict=True)
+            for row, uniq_id, best, reference in rows:
+                self.evaluation.add(row, uniq_id, self.answer(best[0]["tokens"]), reference)
+        sample["target"] = pad_right(sample["reference_tokens"], self.codec.pad)  # [B, R], for the T- line
+        return hypotheses
+
+    def _generate(
+        self,
+        generator: Any,
+        models: list[nn.Module],
+        sample: dict[str, Any],
+        prefix_tokens: torch.Tensor | None = None,
+        constraints: torch.Tensor | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        try:
+            with torch.no_grad():
+                return generator.generate(
+                    models, sample, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=self.codec.bos
+                )
+        except NonFiniteLogits as error:
+            ids = ", ".join(sample["uniq_ids"][row] for row in error.rows)
+            places = ", ".join(sample["places"][row] for row in error.rows)
+            raise UserError(
+                f"non-finite logits at step {error.step} for ids {ids} ({places}): the weights or their BatchNorm "
+                "statistics are broken; likely causes: a small batch with moving BatchNorm statistics (train with "
+                "--freeze-resnet or a larger --batch-size), a learning rate too high (--lr), or fp16 overflow"
+            ) from None
+
+    def answer(self, tokens: torch.Tensor) -> str:
+        """The text of a hypothesis' tokens int64[T], as it is scored and written."""
+        return self.codec.decode(tokens).strip()
+
+    def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
+        """One entry of the official result file."""
+        return {"uniq_id": uniq_id, "answer": answer}
+
+
+def fingerprint(dictionary: Dictionary, size: int | None = None) -> str:
+    """`size:sha256` over the first `size` symbols (default: all) in order."""
+    symbols = dictionary.symbols[:size]
+    return f"{len(symbols)}:{hashlib.sha256(chr(0).join(symbols).encode()).hexdigest()}"
+
+
+def task_config_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The task configuration inside a checkpoint's state, as a plain dict ({} where there is none)."""
+    cfg = state.get("cfg") or {}
+    task = cfg.get("task") or {}
+    if isinstance(task, Namespace):
+        return vars(task)
+    return OmegaConf.to_container(task, resolve=False) if OmegaConf.is_config(task) else dict(task)
+
+
+def saved_task_config(path: str) -> dict[str, Any]:
+    """The task configuration of the first checkpoint that `--path` names."""
+    return task_config_of(checkpoint_utils.load_checkpoint_to_cpu(utils.split_paths(path)[0]))

@@ -1,0 +1,85 @@
+"""Image captioning: a picture in, one sentence out, scored by CIDEr-D."""
+
+# ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.tasks import register_task
+
+from ..data.builder import Builder, Row
+from ..data.example import Example
+from ..data.text import strip_punctuation
+from .base import OFATask, OFATaskConfig
+from .metrics.cider import CIDErD
+
+SEPARATOR = "&&"  # between the references of one picture
+
+
+@dataclass
+class CaptionConfig(OFATaskConfig):
+    """Options of captioning."""
+
+    eval_cider: bool = field(
+        default=False,
+        metadata={"help": "caption the validation pictures and log cider (on by itself when cider selects the best)"},
+    )
+
+
+class CaptionBuilder(Builder):
+    """Official `data/mm_data/caption_dataset.py`: row `790 <image> "A dog, asleep."` becomes the pair
+    " what does the image describe?" and " A dog asleep".
+
+    In training the first `--max-tgt-length` words are the target. Elsewhere the loss is that of the first reference
+    (officially that of all references joined, which means nothing), and the metric sees every one.
+    """
+
+    columns = ("id", "image", "caption")
+    selected = {"train": "0,4,2", "other": "1,4,2"}
+    instruction = " what does the image describe?"
+
+    def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
+        """Yields the one example of a row."""
+        parts: dict[str, Any] = {"source": self.source(self.instruction), "image": self.image(index, row.image)}
+        if self.training:
+            caption = " ".join(strip_punctuation(row.caption).split()[: self.cfg.max_tgt_length])
+            if not caption:
+                raise self.bad(index, "caption", "no word in it", "write a caption, or leave the row out")
+            parts["target"] = self.target(f" {caption}")
+        else:
+            references = self.reference(row)
+            parts["reference"] = references
+            if references is None:  # nothing to learn or to score: the target is one pad
+                parts["target"] = torch.tensor([self.codec.pad])
+            else:
+                parts["target"] = self.target(f" {references[0]}")
+                parts["reference_tokens"] = self.target(f" {SEPARATOR.join(references)}")
+        yield self.example(index, row.id, **parts)
+
+    def reference(self, row: Row) -> list[str] | None:
+        """The row's captions, without punctuation; None where there is none."""
+        captions = [strip_punctuation(" ".join(part.split())).strip() for part in row.caption.split(SEPARATOR)]
+        return [caption for caption in captions if caption] or None
+
+
+@register_task("caption", dataclass=CaptionConfig)
+class CaptionTask(OFATask):
+    """`--task caption`."""
+
+    builder = CaptionBuilder
+    metric = CIDErD
+    evaluation_defaults = {"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}
+
+    def _scores(self) -> bool:
+        return bool(self.cfg.eval_cider or self.cfg.path or self.cfg.best_checkpoint_metric == self.metric.name)
+
+    def answer(self, tokens: torch.Tensor) -> str:
+        """The caption without punctuation, as the references are compared."""
+        return strip_punctuation(super().answer(tokens)).strip()
+
+    def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
+        """COCO's result format."""
+        return {"image_id": uniq_id, "caption": answer}

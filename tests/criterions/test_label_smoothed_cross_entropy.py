@@ -1,0 +1,263 @@
+"""The loss OFA trains with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
+from torch import nn
+
+from ofa_plugin.criterions import AdjustLabelSmoothedCrossEntropy, AdjustLabelSmoothedCrossEntropyConfig
+from ofa_plugin.errors import UserError
+
+FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "criterion.json").read_text())
+GOLDEN = FIXTURE["criterion"]
+CASES = {case["name"]: case for case in GOLDEN["cases"]}
+PAD, EOS, V = GOLDEN["pad"], GOLDEN["eos"], FIXTURE["vocab"]
+TARGETS = {  # two cases were recorded on other targets than the rest
+    "ignore_eos": [[4, 5, 6, 2], [7, 8, 9, 2]],
+    "constraint_range": [[6, 7, 8, 2], [9, 2, 1, 1]],
+}
+NAMES = (
+    "plain sentence_avg conf ignore_prefix_1 ignore_eos ignore_eos_with_padding constraint_masks_list_output "
+    "constraint_range"
+)
+TOKEN_CASES = [case for case in FIXTURE["function_cases"]["cases"] if "rdrop" not in case["name"]]
+
+
+class Given(nn.Module):
+    """A model that returns the logits it was made with, in a tuple as ours does."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.as_tensor(logits, dtype=torch.float32))
+
+    def forward(self, **net_input):
+        return self.logits, {"attn": None}
+
+
+def build(**options) -> AdjustLabelSmoothedCrossEntropy:
+    dictionary = type("D", (), {"pad": lambda s: PAD, "eos": lambda s: EOS, "__len__": lambda s: V})()
+    cfg = AdjustLabelSmoothedCrossEntropyConfig(sentence_avg=False)
+    for name, value in {"label_smoothing": 0.1, **options}.items():
+        setattr(cfg, name, value)
+    return AdjustLabelSmoothedCrossEntropy(cfg, SimpleNamespace(target_dictionary=dictionary))
+
+
+def batch(target=None, **extra) -> dict:
+    target = torch.tensor(GOLDEN["target"] if target is None else target)
+    return {"net_input": {}, "target": target, "ntokens": int(target.ne(PAD).sum()), **extra}
+
+
+def mask_of(allowed) -> torch.Tensor:
+    mask = torch.zeros(len(allowed), len(allowed[0]), V, dtype=torch.bool)
+    for row, positions in enumerate(allowed):
+        for step, tokens in enumerate(positions):
+            mask[row, step, tokens] = True
+    return mask
+
+
+def flat(allowed) -> dict:
+    """`allowed[row][step]` as the batch carries it."""
+    return {
+        "allowed_tokens": torch.tensor([token for row in allowed for step in row for token in step]),
+        "allowed_counts": torch.tensor([[len(step) for step in row] for row in allowed]),
+    }
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", NAMES.split())
+def test_batch_loss_as_official(name):
+    case, extra = CASES[name], {}
+    if name == "conf":
+        extra["conf"] = torch.tensor(GOLDEN["conf_case"])
+    if name.startswith("constraint_masks"):
+        extra["constraint_masks"] = mask_of(GOLDEN["constraint_allowed"])
+    loss, size, log = build(**case["criterion_args"])(Given(GOLDEN["logits"]), batch(TARGETS.get(name), **extra))
+    assert float(loss) == pytest.approx(case["loss"], abs=2e-5)  # five decimals
+    assert size == case["sample_size"]
+    assert list(log)[:5] == list(case["logging"])
+    for key, value in case["logging"].items():
+        assert float(log[key]) == pytest.approx(value, abs=2e-5), key
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case["name"])
+def test_token_losses_as_official(case):
+    """The fixture's log-probabilities serve as logits: a softmax leaves them as they are."""
+    kwargs = case.get("kwargs", {})
+    base = FIXTURE["function_cases"]["base"]
+    options = {name: kwargs[name] for name in ("drop_worst_ratio", "drop_worst_after") if name in kwargs}
+    extra = {}
+    if "constraint_masks" in kwargs:
+        extra["constraint_masks"] = torch.tensor([kwargs["constraint_masks"]])
+    if "range" in case["name"]:
+        options["constraint_range"] = "6,10"
+    sample = batch([case.get("target", base["target"])], **extra)
+    criterion = build(label_smoothing=case["epsilon"], **options)
+    loss, size, log = criterion(Given([base["lprobs"]]), sample, update_num=case.get("update_num", 0))
+    assert float(loss) == pytest.approx(case["loss"], abs=1e-4)  # the fixture's six-decimal inputs
+    assert float(log["nll_loss"]) == pytest.approx(case["nll"], abs=1e-4)
+    assert size == log["sample_size"] == case["ntokens"]
+
+
+@pytest.mark.parametrize("conf", [None, [0.6, 0.0]])
+def test_flat_lists_and_masks_give_the_same_loss_and_gradient(conf):
+    allowed = GOLDEN["constraint_allowed"]
+    extra = {} if conf is None else {"conf": torch.tensor(conf)}
+    masked, listed = Given(GOLDEN["logits"]), Given(GOLDEN["logits"])
+    by_mask = build()(masked, batch(constraint_masks=mask_of(allowed), **extra))[0]
+    by_list = build()(listed, batch(**flat(allowed), **extra))[0]
+    by_mask.backward()
+    by_list.backward()
+    assert torch.isfinite(by_mask) and torch.equal(by_mask, by_list)
+    assert torch.equal(masked.logits.grad, listed.logits.grad)
+    assert torch.isfinite(masked.logits.grad).all()
+
+
+def test_a_position_without_a_list_is_free():
+    allowed = [[[], [5, 6], [], [2]], [[7, 8], [], [], []]]
+    reference = mask_of([[step or range(V) for step in row] for row in allowed])
+    loss = build(label_smoothing=0.0)(Given(GOLDEN["logits"]), batch(**flat(allowed)))[0]
+    expected = build(label_smoothing=0.0)(Given(GOLDEN["logits"]), batch(constraint_masks=reference))[0]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
+    nowhere = {"allowed_tokens": torch.zeros(0, dtype=torch.int64), "allowed_counts": torch.zeros(2, 4).long()}
+    assert float(build()(Given(GOLDEN["logits"]), batch(**nowhere))[0]) == pytest.approx(
+        CASES["plain"]["loss"], abs=2e-5
+    )
+
+
+def test_losses_of_mixed_positions_keep_the_order_of_the_targets():
+    allowed = [[[], [5, 6], [], [2]], [[7, 8], [], [], []]]
+    model = Given(GOLDEN["logits"])
+    losses = build(label_smoothing=0.0)(model, batch(**flat(allowed)), reduce=False)[0].detach()
+    free = build(label_smoothing=0.0)(model, batch(), reduce=False)[0].detach()
+    assert torch.equal(losses[[0, 2, 5]], free[[0, 2, 5]])
+    assert losses[3] == 0
+
+
+def test_one_allowed_token_costs_exactly_nothing():
+    model = Given(GOLDEN["logits"])
+    loss = build()(model, batch(**flat([[[4], [5], [6], [2]], [[7], [2], [], []]])))[0]
+    loss.backward()
+    assert loss == 0 and not model.logits.grad.any()
+
+
+def test_an_answer_outside_the_set_is_an_error_that_names_it():
+    allowed = [[[4, 5], [5, 6], [6], [2]], [[7, 8], [9], [], []]]
+    with pytest.raises(UserError, match="token 2 at position 1 of batch row 1"):
+        build()(Given(GOLDEN["logits"]), batch(**flat(allowed)))
+    with pytest.raises(UserError, match="token 4 is outside --constraint-range 6,10"):
+        build(constraint_range="6,10")(Given(GOLDEN["logits"]), batch([[6, 4, 2, 1], [7, 2, 1, 1]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"constraint_range": "5,10"}, {"drop_worst_ratio": 0.5}])
+def test_logits_are_left_alone(options):
+    model = Given(GOLDEN["logits"])
+    before = model.logits.detach().clone()
+    build(**options)(model, batch([[5, 6, 7, 2], [8, 2, 1, 1]]), update_num=1)[0].backward()
+    assert torch.equal(model.logits, before)
+
+
+def test_a_batch_without_targets_has_a_zero_loss_with_a_gradient():
+    model = Given(GOLDEN["logits"])
+    loss, size, log = build()(model, batch([[1, 1, 1, 1], [1, 1, 1, 1]]))
+    loss.backward()
+    assert (float(loss), size) == (0, 0) and not model.logits.grad.any()
+    build()(model, batch([[1, 1, 1, 1], [1, 1, 1, 1]], **flat([[[]] * 4] * 2)))[0].backward()
+
+
+def test_logs_have_the_same_keys_order_and_kind_whatever_the_batch():
+    criterion = build(drop_worst_ratio=0.5, drop_worst_after=3)
+    model = Given(GOLDEN["logits"])
+    kinds = {
+        tuple((key, type(value)) for key, value in criterion(model, sample, update_num=step)[2].items())
+        for step in (0, 9)
+        for sample in (
+            batch(),
+            batch(conf=torch.tensor([1.0, 0.5])),
+            batch(**flat(GOLDEN["constraint_allowed"])),
+            batch([[1] * 4] * 2),
+            {**batch(), "ntokens": torch.tensor(6)},
+        )
+    }
+    assert len(kinds) == 1
+
+
+def test_ignored_positions_need_no_particular_number_of_eos():
+    target = [[4, 5, 6, 7], [7, 2, 2, 1]]
+    _, size, log = build(ignore_eos=True, ignore_prefix_size=1)(Given(GOLDEN["logits"]), batch(target))
+    assert (size, log["nscored"], log["ntokens"]) == (3, 3, 7)
+
+
+def test_half_precision_logits_are_normalised_in_float32():
+    model = Given(GOLDEN["logits"]).bfloat16()
+    loss = build()(model, batch())[0]
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(CASES["plain"]["loss"], rel=1e-2)
+    assert build()(model.double(), batch(**flat(GOLDEN["constraint_allowed"])))[0].dtype == torch.float64
+
+
+def test_reported_metrics_are_means_in_nats_and_unknown_keys_are_left_alone():
+    criterion = build(report_accuracy=True)
+    logs = [criterion(Given(GOLDEN["logits"]), batch())[2] for _ in range(2)]
+    with metrics.aggregate() as values:
+        criterion.reduce_metrics([{**log, "_cider_sum": 3.0} for log in logs])
+    smoothed = values.get_smoothed_values()
+    plain = CASES["plain"]["logging"]
+    assert smoothed["loss"] == pytest.approx(plain["loss"] / 6, abs=1e-3)
+    assert smoothed["nll_loss"] == pytest.approx(plain["nll_loss"] / 6, abs=1e-3)
+    assert smoothed["ppl"] == pytest.approx(math.exp(plain["nll_loss"] / 6), rel=1e-2)
+    logits, target = torch.tensor(GOLDEN["logits"]), torch.tensor(GOLDEN["target"])
+    correct = (logits.argmax(-1) == target)[target != PAD].float().mean()
+    assert smoothed["accuracy"] == pytest.approx(100 * float(correct), abs=1e-3)
+    assert "_cider_sum" not in smoothed
+    with metrics.aggregate():
+        criterion.reduce_metrics([{}])  # a worker whose every batch was a dummy
+
+
+def test_accuracy_under_a_constraint_ranks_admissible_tokens_only():
+    logits = torch.zeros(1, 1, V)
+    logits[0, 0, 9], logits[0, 0, 5] = 5.0, 1.0
+    criterion = build(report_accuracy=True)
+    assert int(criterion(Given(logits), batch([[5]]))[2]["n_correct"]) == 0
+    assert int(criterion(Given(logits), batch([[5]], **flat([[[4, 5]]])))[2]["n_correct"]) == 1
+    assert int(criterion(Given(logits), batch([[4]], **flat([[[4, 5]]])))[2]["n_correct"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_rdrop": True}, "--use-rdrop"),
+        ({"sample_patch_num": 196}, "--sample-patch-num"),
+        ({"drop_worst_ratio": 1.0}, "--drop-worst-ratio 1.0"),
+        ({"label_smoothing": -0.1}, "--label-smoothing -0.1"),
+        ({"constraint_range": "6-10"}, "--constraint-range '6-10': expected START,END"),
+        ({"constraint_range": "2,10"}, "--constraint-range 2,10: expected 4 <= START < END <= 12"),
+        ({"constraint_range": "6,13"}, "--constraint-range 6,13"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(options, message):
+    with pytest.raises(UserError, match=message):
+        build(**options)
+
+
+def test_the_command_line_knows_the_official_names():
+    command = (
+        "data --arch transformer_tiny --optimizer adam --lr-scheduler fixed --sentence-avg "
+        "--criterion adjust_label_smoothed_cross_entropy --label-smoothing 0.1 --drop-worst-ratio 0.2 "
+        "--drop-worst-after 2500 --ignore-prefix-size 1 --ignore-eos --report-accuracy --constraint-range 369,469 "
+        "--reg-alpha 1.0 --sample-patch-num 196"
+    )
+    args = options.parse_args_and_arch(options.get_training_parser(), command.split())
+    cfg = convert_namespace_to_omegaconf(args).criterion
+    assert (cfg.label_smoothing, cfg.drop_worst_ratio, cfg.drop_worst_after) == (0.1, 0.2, 2500)
+    assert (cfg.ignore_prefix_size, cfg.constraint_range, cfg.sample_patch_num) == (1, "369,469", 196)
+    assert cfg.ignore_eos and cfg.report_accuracy and cfg.sentence_avg and not cfg.use_rdrop

@@ -1,0 +1,97 @@
+"""Runs the stock entry points as a user would, each in a fork of this process, so that fairseq is imported once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import ofa_plugin
+
+ROOT = Path(__file__).resolve().parents[2]
+USER_DIR = str(ROOT / "ofa_plugin")
+
+
+@dataclass
+class Finished:
+    """How a run ended: its exit code, and all it printed."""
+
+    code: int
+    output: str
+
+    def lines(self, prefix: str) -> list[str]:
+        """The printed lines that start with `prefix`."""
+        return [line for line in self.output.splitlines() if line.startswith(prefix)]
+
+
+def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> Finished:
+    """Runs `fairseq-<entry> arguments` and waits for it.
+
+    Args:
+        entry: train, validate, generate.
+        arguments: the command line; each is turned into text.
+        cwd: working directory.
+        log: file that takes what is printed.
+    """
+    importlib.import_module("fairseq_cli." + entry)  # in the parent, once
+    ofa_plugin.register()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(stream, 1)
+            os.dup2(stream, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            sys.__stderr__ = sys.stderr
+            _reset_logging()
+            if cwd:
+                os.chdir(cwd)
+            sys.argv = [f"fairseq-{entry}", *map(str, arguments)]
+            importlib.import_module("fairseq_cli." + entry).cli_main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except BaseException:
+            try:
+                sys.excepthook(*sys.exc_info())  # compat's: one line for a mistake of the user's
+            except BaseException:
+                traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return Finished(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"))
+
+
+def _reset_logging() -> None:
+    """pytest's handlers hold its own streams; the run must make its own."""
+    import logging
+
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    logging.basicConfig(
+        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=logging.INFO, stream=sys.stdout
+    )
+
+
+def ok(finished: Finished) -> Finished:
+    """The same run, after checking that it succeeded."""
+    assert finished.code == 0, finished.output[-6000:]
+    return finished
+
+
+NANO = (
+    *("--user-dir", USER_DIR, "--arch", "ofa_nano", "--cpu"),
+    *("--criterion", "adjust_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+    *("--optimizer", "adam", "--lr", "1e-3", "--log-format", "json", "--log-interval", "1"),
+    *("--no-epoch-checkpoints", "--patch-image-size", "64"),
+)
+"""Flags of a small training run; DATA, --task, vocabulary, batch size, limits and --save-dir come beside them."""

@@ -1,0 +1,60 @@
+"""The soft score of VQA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ofa_plugin.tasks.metrics import Metric, VQAScore, best_answer, parse_answers
+
+FIXTURE = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "vqa_score.json").read_text())
+REPORTED = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "metrics.json").read_text())["cases"]
+
+
+@pytest.mark.parity
+def test_answers_parsed_and_scored_as_official():
+    assert [parse_answers(cell) for cell in FIXTURE["ref_strings"]] == FIXTURE["parsed"]
+    assert [best_answer(answers) for answers in FIXTURE["parsed"]] == FIXTURE["best_answers"]
+    metric = VQAScore()
+    scores = [metric.score(hyp, ref) for hyp, ref in zip(FIXTURE["hyps"], FIXTURE["ref_dicts"], strict=True)]
+    assert scores == FIXTURE["scores"]
+    tie = FIXTURE["tie_break"]
+    assert best_answer(parse_answers(tie["ref"])) == tie["best"]
+
+
+@pytest.mark.parity
+def test_value_rounds_as_official():
+    (case,) = (case for case in REPORTED if case["name"] == "vqa")
+    total, count = (sum(log[key] for log in case["logs"]) for key in ("_vqa_score_sum", "_vqa_cnt"))
+    assert VQAScore().value(total, count) == case["metrics"]["vqa_score"]
+    assert VQAScore().value(0.0, 0) == 0
+
+
+@pytest.mark.parametrize("answer", ["black, white", "m&m's", "naïve café", "1.0", "a|b"])
+def test_answers_survive(answer):
+    assert parse_answers(f"1.0|!+{answer}") == {answer: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("yes", r"expected confidence\|!\+answer, found 'yes'"),
+        ("1.0|!+a|!+b", r"expected confidence\|!\+answer, found '1.0\|!\+a\|!\+b'"),
+        ("1.0|!+a&&", "found ''"),
+        ("", "found ''"),
+        ("high|!+a", "confidence 'high' is not a number"),
+        ("1.2|!+a", "confidence 1.2 is not between 0 and 1"),
+        ("nan|!+a", "confidence nan is not between"),
+        ("0.5|!+ ", r"empty answer after 0.5\|!\+"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_says_why(cell, message):
+    with pytest.raises(ValueError, match=message):
+        parse_answers(cell)
+
+
+def test_a_metric_must_say_how_it_scores():
+    with pytest.raises(NotImplementedError):
+        Metric().score("a", "b")
