@@ -29,6 +29,7 @@ except ImportError:
     tiktoken = None
 
 FILES = {"gpt2": ("dict.txt", "encoder.json", "vocab.bpe"), "sentencepiece": ("spm.model", "dict.txt")}
+_KINDS = {"gpt2": ("GPT-2", "encoder.json"), "sentencepiece": ("sentencepiece", "spm.model")}  # name, telling file
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _FILLER = re.compile(r"madeupword\d+")  # fairseq pads dictionaries with these
 # GPT-2's own pattern, as in fairseq.data.encoders.gpt2_bpe_utils
@@ -108,37 +109,36 @@ class Codec:
         """
         try:
             record = json.loads(state)
-            bpe = record["bpe"]
+            bpe = _known(record["bpe"])
             if bpe == "sentencepiece":
-                contents = {
-                    "spm.model": base64.b64decode(record["model"], validate=True),
-                    "dict.txt": record["dict"].encode("utf-8"),
-                }
+                model = base64.b64decode(record["model"], validate=True)
+                contents = {"spm.model": model, "dict.txt": record["dict"].encode("utf-8")}
+                digests, saved_dir = _digests(contents), None
             else:
-                saved_dir, digests = str(record["dir"]), dict(record["sha256"])
+                digests, saved_dir = {file: record["sha256"][file] for file in FILES[bpe]}, Path(record["dir"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError("the checkpoint's vocabulary record is damaged: give --bpe and --bpe-dir") from error
-        if bpe == "sentencepiece":
-            if bpe_dir is not None and _read(_folder(bpe, bpe_dir, of_checkpoint=True), bpe) != contents:
-                raise UserError(_another(bpe_dir))
-            return cls(_tokenizer(bpe, contents, "the checkpoint"), record, num_bins, code_dict_size)
-        _known(bpe)
-        if bpe_dir is None and not all((Path(saved_dir) / name).is_file() for name in FILES["gpt2"]):
-            raise UserError(
-                f"the checkpoint's vocabulary is no longer in {saved_dir}: give the folder of {', '.join(FILES[bpe])} "
-                "as --bpe-dir"
-            )
-        folder = _folder(bpe, saved_dir if bpe_dir is None else bpe_dir, of_checkpoint=True)
-        contents = _read(folder, bpe)
-        if _digests(contents) != digests:
-            if bpe_dir is None:
+        name = "the checkpoint"
+        if bpe_dir:
+            contents = _read(_folder(bpe, bpe_dir, of_checkpoint=True), bpe)
+            if _digests(contents) != digests:
                 raise UserError(
-                    f"the vocabulary in {saved_dir} has changed since the checkpoint was trained with it: "
-                    "give the folder of the old files as --bpe-dir"
+                    f"--bpe-dir {bpe_dir} is another vocabulary than the checkpoint's, so its ids would mean other "
+                    "words: leave the flag out or give the folder that the checkpoint was trained with"
                 )
-            raise UserError(_another(bpe_dir))
-        record = {"bpe": bpe, "dir": str(folder.resolve()), "sha256": digests}
-        return cls(_tokenizer(bpe, contents, str(folder)), record, num_bins, code_dict_size)
+            name = str(bpe_dir)
+            if saved_dir is not None:
+                record = {**record, "dir": str(Path(bpe_dir).resolve())}
+        elif saved_dir is not None:
+            there = all((saved_dir / file).is_file() for file in FILES[bpe])
+            contents = _read(saved_dir, bpe) if there else {}
+            if _digests(contents) != digests:
+                raise UserError(
+                    f"the checkpoint's vocabulary is {'changed' if there else 'no longer'} in {saved_dir}: "
+                    f"give the folder of its {', '.join(FILES[bpe])} as --bpe-dir"
+                )
+            name = str(saved_dir)
+        return cls(_tokenizer(bpe, contents, name), record, num_bins, code_dict_size)
 
     def state(self) -> str:
         """JSON for the checkpoint: a sentencepiece model whole, GPT-2's files by folder and SHA-256."""
@@ -212,33 +212,40 @@ class _SentencePiece:
 
     def __init__(self, model: bytes, dict_txt: bytes, name: str):
         self.name = name
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{name}/spm.model is no sentencepiece model: make one with `ofa train-bpe`") from error
-        model = self.model
+        self.model = _load_model(model, name)
         self.symbols = _parse_dict(dict_txt, name)
         self.token_symbols: list[str] = []  # of the model's numbers
         self.symbol_bytes: dict[str, bytes] = {}
-        for number in range(model.get_piece_size()):
-            piece = model.id_to_piece(number)
-            if model.is_control(number) or model.is_unknown(number) or model.is_unused(number):
+        for number in range(self.model.get_piece_size()):
+            piece = self.model.id_to_piece(number)
+            if self.model.is_control(number) or self.model.is_unknown(number) or self.model.is_unused(number):
                 self.token_symbols.append("<unk>")
                 continue
             self.token_symbols.append(piece)
-            is_byte = model.is_byte(number)
-            self.symbol_bytes[piece] = bytes([int(piece[3:5], 16)]) if is_byte else piece.replace(_SPACE, " ").encode()
+            if self.model.is_byte(number):  # "<0x0A>"
+                self.symbol_bytes[piece] = bytes([int(piece[3:5], 16)])
+            else:
+                self.symbol_bytes[piece] = piece.replace(_SPACE, " ").encode("utf-8")
         listed = {symbol for symbol, _ in self.symbols if not _FILLER.fullmatch(symbol)}
-        if differing := sorted(listed ^ self.symbol_bytes.keys()):
-            where = "spm.model" if differing[0] in listed else "dict.txt"
+        strange, absent = sorted(listed - self.symbol_bytes.keys()), sorted(self.symbol_bytes.keys() - listed)
+        if strange or absent:
+            lacks = f"spm.model lacks {strange[0]!r}" if strange else f"dict.txt lacks {absent[0]!r}"
             raise UserError(
-                f"{name}: dict.txt and spm.model are not of one vocabulary ({where} lacks {differing[0]!r}): "
-                "make both anew with `ofa train-bpe`"
+                f"{name}: dict.txt and spm.model are not of one vocabulary ({lacks}): make both with `ofa train-bpe`"
             )
 
     def encode(self, text: str) -> list[int]:
         """Text to the model's piece numbers."""
         return self.model.encode(text)
+
+
+def _load_model(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
+    try:
+        if not model:
+            raise RuntimeError("an empty file, which sentencepiece itself takes")
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{name}/spm.model is no sentencepiece model: make one with `ofa train-bpe`") from error
 
 
 class _GPT2:
@@ -253,6 +260,7 @@ class _GPT2:
             raise UserError(f"{name}: encoder.json or vocab.bpe is damaged ({error}): restore GPT-2's files") from error
         self._merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
         self._of_bytes = {character: byte for byte, character in _byte_characters().items()}
+        self._tokens = [*self._of_bytes, *("".join(pair) for pair in self._merges)]  # in order of their rank
         self._check(name)
         self.symbols = _parse_dict(dict_txt, name)
         numbers = {str(number): token for token, number in self._encoder.items()}
@@ -264,11 +272,11 @@ class _GPT2:
                     f"{name}/dict.txt:{line}: {symbol!r} is no token number of encoder.json: "
                     "give the folder whose dict.txt, encoder.json and vocab.bpe belong together as --bpe-dir"
                 )
-        missing = numbers.keys() - {symbol for symbol, _ in self.symbols}
-        if missing:
+        listed = {symbol for symbol, _ in self.symbols}
+        if missing := [str(self._encoder[token]) for token in self._tokens if str(self._encoder[token]) not in listed]:
             raise UserError(
-                f"{name}/dict.txt lacks {len(missing)} of the {len(numbers)} tokens of encoder.json (one is "
-                f"{min(missing, key=int)}): give the folder whose files belong together as --bpe-dir"
+                f"{name}/dict.txt lacks {len(missing)} of the {len(self._tokens)} tokens of vocab.bpe (the first is "
+                f"{missing[0]}): give the folder whose files belong together as --bpe-dir"
             )
         self._make_encoder()
 
@@ -279,8 +287,7 @@ class _GPT2:
         return [self._number_of_rank[rank] for rank in self._tiktoken.encode_ordinary(text)]
 
     def _check(self, name: str) -> None:
-        tokens = [*self._of_bytes, *("".join(pair) for pair in self._merges)]
-        if wrong := next((token for token in tokens if token not in self._encoder), None):
+        if wrong := next((token for token in self._tokens if token not in self._encoder), None):
             raise UserError(
                 f"{name}: vocab.bpe makes {wrong!r}, which encoder.json lacks: "
                 "give the folder whose files belong together as --bpe-dir"
@@ -294,10 +301,9 @@ class _GPT2:
     def _make_encoder(self) -> None:
         self._tiktoken = self._stock = None
         if tiktoken is not None:
-            tokens = [*self._of_bytes, *("".join(pair) for pair in self._merges)]  # in order of their rank
-            ranks = {self._token_bytes(token): rank for rank, token in enumerate(tokens)}
-            self._number_of_rank = [self._encoder[token] for token in tokens]
-            if len(ranks) == len(tokens):
+            ranks = {self._token_bytes(token): rank for rank, token in enumerate(self._tokens)}
+            self._number_of_rank = [self._encoder[token] for token in self._tokens]
+            if len(ranks) == len(self._tokens):
                 self._tiktoken = tiktoken.Encoding("ofa", pat_str=_GPT2_WORDS, mergeable_ranks=ranks, special_tokens={})
                 return
         from fairseq.data.encoders.gpt2_bpe_utils import Encoder
@@ -344,7 +350,7 @@ def _parse_dict(data: bytes, name: str) -> list[tuple[str, int]]:
         if not symbol or count < 0:
             raise UserError(f"{name}/dict.txt:{number}: {line[:60]!r} is not 'symbol count': restore the file")
         if symbol in symbols or symbol in special:
-            raise UserError(f"{name}/dict.txt:{number}: {symbol!r} stands there twice: restore the file")
+            raise UserError(f"{name}/dict.txt:{number}: {symbol!r} is in the dictionary already: restore the file")
         symbols[symbol] = count
     return list(symbols.items())
 
@@ -371,14 +377,15 @@ def _folder(bpe: str, bpe_dir: str | None, of_checkpoint: bool = False) -> Path:
     missing = [name for name in FILES[bpe] if not (folder / name).is_file()]
     if not missing:
         return folder
-    kind = "a GPT-2" if bpe == "gpt2" else "a sentencepiece"
-    for other, files in FILES.items():
-        if other != bpe and (folder / files[0 if other == "sentencepiece" else 1]).is_file():
-            found, file = (f"a {other}", "spm.model") if other == "sentencepiece" else ("a GPT-2", "encoder.json")
-            remedy = f"the checkpoint was trained with {kind} one, give that" if of_checkpoint else f"add --bpe {other}"
-            raise UserError(f"--bpe-dir {bpe_dir} holds {found} vocabulary ({file}): {remedy}")
+    wanted, _ = _KINDS[bpe]
+    for other, (found, file) in _KINDS.items():
+        if (folder / file).is_file() and other != bpe:
+            remedy = f"give the checkpoint's own, a {wanted} one" if of_checkpoint else f"add --bpe {other}"
+            raise UserError(f"--bpe-dir {bpe_dir} holds a {found} vocabulary ({file}): {remedy}")
     if (folder / "vocab.txt").is_file():
-        raise UserError(f"--bpe-dir {bpe_dir} holds a WordPiece vocabulary (vocab.txt): --bpe {bpe} needs {kind} one")
+        raise UserError(
+            f"--bpe-dir {bpe_dir} holds a WordPiece vocabulary (vocab.txt): --bpe {bpe} needs a {wanted} one"
+        )
     raise UserError(f"--bpe-dir {bpe_dir} lacks {', '.join(missing)}, which --bpe {bpe} reads: check the folder")
 
 
@@ -391,10 +398,3 @@ def _read(folder: Path, bpe: str) -> dict[str, bytes]:
 
 def _digests(contents: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-
-
-def _another(bpe_dir: str | None) -> str:
-    return (
-        f"--bpe-dir {bpe_dir} is another vocabulary than the checkpoint's, so its ids would mean other words: "
-        "leave the flag out or give the folder that the checkpoint was trained with"
-    )

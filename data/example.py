@@ -15,10 +15,17 @@ from .image import normalise
 class Example:
     """What a builder makes of a row: ids without padding, the picture, and what the metric wants to see.
 
-    `source` int64[S] with bos and eos; `target` int64[T], ending in eos; `image` uint8[3, h, w] or None for a text task.
-    `place` is `file:line`, for messages. `confidence` weights the example's loss. `allowed` lists, for each target position, the ids that a closed answer
-    set admits there (None: no closed set). `reference` rides along, untouched, to the metric (None: no reference);
-    `reference_tokens` int64[R] is its printable form for the `T-` line of `fairseq-generate` (None: the target).
+    Attributes:
+        row: number in the file, from 0.
+        uniq_id: the row's id, as text.
+        place: `file:line`, for messages.
+        source: int64[S], with bos and eos.
+        target: int64[T], ending in eos.
+        image: uint8[3, h, w], or None for a text task.
+        confidence: weight of the example's loss.
+        allowed: for each target position the ids that a closed answer set admits there; None: no closed set.
+        reference: rides along, untouched, to the metric; None: no reference.
+        reference_tokens: int64[R], its printable form for the `T-` line of `fairseq-generate`; None: the target.
     """
 
     row: int

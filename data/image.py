@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import io
 import os
-import stat
 import struct
 import zlib
 from pathlib import Path
@@ -33,6 +32,9 @@ BACKENDS = ("pil", "fast")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _LONGEST_PATH = 1024
+_EXIF_WITHIN = 1 << 17  # bytes; the EXIF segment is among the first and at most 64 KiB long
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # mean and standard deviation of red, green and blue
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PIXEL_LIMIT = 89_478_485  # Pillow's own, should another library have switched it off for the whole process
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -115,9 +117,8 @@ class ImageReader:
             raise ImageProblem(f"{len(data)} bytes that are no picture", f"give one of {kinds}") from error
         except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageProblem(
-                f"damaged picture ({reason})", "replace it, or accept truncated ones with --lenient-images"
-            ) from error
+            remedy = "replace it" if self.lenient else "replace it, or accept truncated ones with --lenient-images"
+            raise ImageProblem(f"damaged picture ({reason})", remedy) from error
 
     def _from_path(self, cell: str) -> bytes:
         if "\0" in cell or cell.startswith(("/", "~")) or ".." in cell.split("/"):
@@ -126,11 +127,9 @@ class ImageReader:
             path = (self.root / cell).resolve(strict=True)
             if not path.is_relative_to(self.root):
                 raise ImageProblem(f"{cell!r} is a link that leaves the data folder", f"move it into {self.root}")
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with open(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise ImageProblem(f"{cell!r} is not a file", "give the path of a picture")
-                return file.read()
+            if not path.is_file():  # a pipe would wait for its writer
+                raise ImageProblem(f"{cell!r} is not a file", "give the path of a picture")
+            return path.read_bytes()
         except FileNotFoundError as error:
             raise ImageProblem(f"no picture {cell!r} in {self.root}", "check the path, which starts there") from error
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
@@ -159,7 +158,8 @@ class PatchImage:
         if self.backend == "fast":
             return self.resize(np.array(image))
         square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        channels = b"".join([square.tobytes("raw", channel) for channel in "RGB"])  # planes, without a transpose
+        return torch.frombuffer(bytearray(channels), dtype=torch.uint8).view(3, self.size, self.size)
 
     def resize(self, pixels: np.ndarray) -> Tensor:
         """uint8[H, W, 3] to uint8[3, S, S] by torch, with antialiasing."""
@@ -224,11 +224,6 @@ def normalise(batch: Tensor, imagenet: bool = False) -> Tensor:
     return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
 
 
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_EXIF_WITHIN = 1 << 17  # the EXIF segment comes first and is at most 64 KiB long
-
-
 def _from_base64(cell: str) -> bytes:
     """Strict: both alphabets, padding or none, and not one character more. Official drops what it does not know."""
     remedy = "give a path, or base64 as b64encode or urlsafe_b64encode of Python's base64 write it"
@@ -236,7 +231,9 @@ def _from_base64(cell: str) -> bytes:
         data = cell.encode("ascii")
     except UnicodeEncodeError as error:
         raise ImageProblem(f"neither base64 nor a path: character {cell[error.start]!r}", remedy) from error
-    data = data.rstrip(b"=").translate(_FROM_URL_SAFE)
+    data = data.rstrip(b"=")
+    if b"-" in data or b"_" in data:
+        data = data.translate(_FROM_URL_SAFE)
     if junk := data.translate(None, _BASE64):
         raise ImageProblem(f"neither base64 nor a path: character {chr(junk[0])!r}", remedy)
     if len(cell) - len(data) > 2 or len(data) % 4 == 1:
@@ -263,14 +260,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         raise ImageProblem("floating-point pixels, whose white is unknown", "save it with 8 bits a channel")
     image.info.pop("transparency", None)  # else Pillow advises RGBA, once for every picture
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _mended(data: bytes) -> bytes:
     """A truncated JPEG or PNG made whole, so that no process-wide switch of Pillow's need be touched."""
     if data.startswith(_JPEG):
         return data + b"\xff\xd9"  # end marker: libjpeg fills the rest with grey; a whole picture ignores it
-    if data.startswith(_PNG) and b"IEND" not in data[-12:]:
+    if data.startswith(_PNG):
         return _mended_png(data)
     return data
 
@@ -280,6 +277,8 @@ def _mended_png(data: bytes) -> bytes:
     chunks, packed, at = [], [], len(_PNG)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            return data
         body = data[at + 8 : at + 8 + length]
         if kind == b"IDAT":
             packed.append(body)
@@ -295,7 +294,7 @@ def _mended_png(data: bytes) -> bytes:
     if interlace:
         whole += 8 * height + 64  # seven passes have more filter bytes; a decoder ignores what is too much
     try:
-        raw = zlib.decompressobj().decompress(b"".join(packed), whole)
+        raw = zlib.decompressobj().decompress(b"".join(packed), max(whole, 1))  # 0 would mean without limit
     except zlib.error:
         return data
     if not interlace:

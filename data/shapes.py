@@ -96,7 +96,10 @@ def random_scene(draw: np.random.Generator) -> Scene:
     """A scene whose two shapes differ in colour and in kind, clearly apart along one axis."""
     colours = draw.permutation(list(COLOURS))[:2]
     kinds = draw.permutation(SHAPES)[:2]
-    places = [(draw.uniform(0.22, 0.30), draw.uniform(0.35, 0.65)), (draw.uniform(0.70, 0.78), draw.uniform(0.35, 0.65))]
+    places = [
+        (draw.uniform(0.22, 0.30), draw.uniform(0.35, 0.65)),
+        (draw.uniform(0.70, 0.78), draw.uniform(0.35, 0.65)),
+    ]
     if draw.random() < 0.5:  # above each other instead of side by side
         places = [(y, x) for x, y in places]
     first, second = (

@@ -39,14 +39,7 @@ def register() -> None:
         from . import compat
 
         compat.apply()
-        import importlib  # TEMPORARY-FACE
-
-        for part in ("criterions", "models", "optim", "tasks"):
-            try:
-                importlib.import_module(f".{part}", __name__)
-            except ModuleNotFoundError as missing:
-                if not (missing.name or "").startswith("ofa_plugin"):
-                    raise
+        from . import criterions, models, optim, tasks  # noqa: F401
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package == __name__:
@@ -64,5 +57,5 @@ def _report_stray_folder() -> None:
         logging.getLogger(__name__).warning(f"{stray.resolve()} is not used; the plug-in is {_HERE}")
 
 
-if "fairseq" in sys.modules:  # always so under --user-dir; `ofa doctor` must not need fairseq
+if sys.modules.get("fairseq"):  # always so under --user-dir; `ofa doctor` must not need fairseq
     register()

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import fairseq.models
 import fairseq.registry
 import fairseq.tasks
+import fairseq_cli.generate
 import numpy as np
 import omegaconf
 import torch
@@ -391,6 +392,18 @@ def _block_ngrams() -> None:
     stock = _replace(NGramRepeatBlock, "_no_repeat_ngram", _no_repeat_ngram)
 
 
+def _leave_no_half_output() -> None:
+    def _main(cfg: Any, output_file: Any) -> Any:
+        try:
+            return stock(cfg, output_file)
+        except UserError:
+            if output_file is not sys.stdout:
+                os.remove(output_file.name)
+            raise
+
+    stock = _replace(fairseq_cli.generate, "_main", _main)
+
+
 def _list_folders_only() -> None:
     def _find_extra_valid_paths(dataset_path: str) -> set:
         # ':' is a separator to stock's listing, but part of a folder's name here
@@ -540,8 +553,8 @@ NOISE = (
     (r"hydra\.experimental\.", UserWarning),
     (r"\s*The version_base parameter is not specified", UserWarning),
     (r"In '.*': (Usage of deprecated keyword in package header|Defaults list is missing)", UserWarning),
-    (r"'.*' is validated against ConfigStore schema", UserWarning),
-    (r"\s*The strict= flag in the compose API is deprecated", UserWarning),
+    (r"\s*'.*' is validated against ConfigStore schema", UserWarning),
+    (r"\s*The strict flag in the compose API is deprecated", UserWarning),
     (r"`torch\.cuda\.amp\.(autocast|GradScaler)", FutureWarning),
     (r"'pin_memory' argument is set as true but no accelerator", UserWarning),
     (r"Support for mismatched key_padding_mask and attn_mask is deprecated", UserWarning),
@@ -579,7 +592,13 @@ def _show_user_errors() -> None:
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)
 
+    def save_checkpoint(self: Trainer, filename: str, extra_state: dict) -> None:
+        crashed = os.path.basename(filename) == "crash.pt" and isinstance(sys.exc_info()[1], UserError)
+        if not crashed:  # a bad row is no crash to look into, and its crash.pt would be a second copy of the weights
+            stock_save(self, filename, extra_state)
+
     stock = _replace(sys, "excepthook", excepthook)
+    stock_save = _replace(Trainer, "save_checkpoint", save_checkpoint)
 
 
 def _check_version() -> None:
@@ -619,9 +638,9 @@ CURES = (
     ),
     Cure(
         "user_errors",
-        "a mistake of the user's ends in a traceback",
+        "a mistake of the user's ends in a traceback and a crash.pt",
         "all",
-        "sys.excepthook",
+        "sys.excepthook, Trainer.save_checkpoint",
         _show_user_errors,
     ),
     Cure(
@@ -667,6 +686,13 @@ CURES = (
         SEEN,
         "NGramRepeatBlock._no_repeat_ngram",
         _block_ngrams,
+    ),
+    Cure(
+        "half_written_output",
+        "a bad row leaves a generate-<subset>.txt that ends in the middle",
+        SEEN,
+        "fairseq_cli.generate._main",
+        _leave_no_half_output,
     ),
     Cure(
         "data_is_no_folder",

@@ -21,7 +21,7 @@ from pathlib import Path
 USER_DIR = Path(__file__).resolve().parent
 SIDE = 64  # pixels of a picture
 ROWS = {"train": 8000, "valid": 100, "test": 300}
-UPDATES = {"caption": 1000, "vqa": 1400}
+UPDATES = {"caption": 600, "vqa": 900}
 QUICK_ROWS = {"train": 256, "valid": 16, "test": 24}
 QUICK_UPDATES = {"caption": 12, "vqa": 12}
 TASK = {"caption": "caption", "vqa": "vqa_gen"}

@@ -31,7 +31,7 @@ from ..data.files import DataFiles
 from ..data.image import PictureLoader
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import UserError
-from ..models.generation.constraints import NonFiniteLogits, build_ensemble
+from ..models.generation.constraints import ConstrainedGenerator, NonFiniteLogits, build_ensemble
 from ..models.generation.trie import Trie
 from .evaluation import Evaluation
 from .metrics.base import Metric
@@ -299,9 +299,7 @@ class OFATask(FairseqTask):
                 metrics.log_scalar(key, sum(float(log.get(key, 0)) for log in logging_outputs))
             metrics.log_derived(
                 self.metric.name,
-                lambda meters: round(
-                    meters["_metric_sum"].sum / max(meters["_metric_count"].sum, 1), self.metric.digits
-                ),
+                lambda meters: self.metric().value(meters["_metric_sum"].sum, meters["_metric_count"].sum),
             )
 
     # ---------------------------------------------------------------------------------------------- generation
@@ -350,18 +348,20 @@ class OFATask(FairseqTask):
             self.evaluation = Evaluation(
                 self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path, self.entry
             )
-        return self._make_generator(
-            models, settings, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn
-        )
+        return self._make_generator(models, settings, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
-    def _make_generator(self, models: list[nn.Module], settings: GenerationConfig, *stock: Any) -> Any:
+    def _make_generator(
+        self, models: list[nn.Module], settings: GenerationConfig, seq_gen_cls: Any = None, *stock: Any
+    ) -> Any:
         positions = min(model.max_decoder_positions() for model in models)
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
             raise UserError(
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
                 "(one is the end symbol): lower it, or train with a larger --max-target-positions"
             )
-        return super().build_generator(build_ensemble(models, self.trie), settings, *stock)
+        if self.trie is not None:
+            seq_gen_cls = seq_gen_cls or ConstrainedGenerator
+        return super().build_generator(build_ensemble(models, self.trie), settings, seq_gen_cls, *stock)
 
     def inference_step(
         self,
@@ -397,11 +397,7 @@ class OFATask(FairseqTask):
         except NonFiniteLogits as error:
             ids = ", ".join(sample["uniq_ids"][row] for row in error.rows)
             places = ", ".join(sample["places"][row] for row in error.rows)
-            raise UserError(
-                f"non-finite logits at step {error.step} for ids {ids} ({places}): the weights or their BatchNorm "
-                "statistics are broken; likely causes: a small batch with moving BatchNorm statistics (train with "
-                "--freeze-resnet or a larger --batch-size), a learning rate too high (--lr), or fp16 overflow"
-            ) from None
+            raise NonFiniteLogits(error.step, error.rows, f"ids {ids} ({places})") from None
 
     def answer(self, tokens: torch.Tensor) -> str:
         """The text of a hypothesis' tokens int64[T], as it is scored and written."""

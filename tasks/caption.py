@@ -19,6 +19,14 @@ from .metrics.cider import CIDErD
 SEPARATOR = "&&"  # between the references of one picture
 
 
+def plain(caption: str) -> str:
+    """The caption without ASCII punctuation and outer space; as it was written where nothing else would be left of it.
+
+    Officially `"` or `:-)` would become an empty target, which teaches the model to say nothing.
+    """
+    return strip_punctuation(caption).strip() or caption.strip()
+
+
 @dataclass
 class CaptionConfig(OFATaskConfig):
     """Options of captioning."""
@@ -34,7 +42,8 @@ class CaptionBuilder(Builder):
     " what does the image describe?" and " A dog asleep".
 
     In training the first `--max-tgt-length` words are the target. Elsewhere the loss is that of the first reference
-    (officially that of all references joined, which means nothing), and the metric sees every one.
+    (officially that of all references joined, which means nothing), and the metric sees every one. Targets,
+    references and answers all go through `plain`.
     """
 
     columns = ("id", "image", "caption")
@@ -45,9 +54,9 @@ class CaptionBuilder(Builder):
         """Yields the one example of a row."""
         parts: dict[str, Any] = {"source": self.source(self.instruction), "image": self.image(index, row.image)}
         if self.training:
-            caption = " ".join(strip_punctuation(row.caption).split()[: self.cfg.max_tgt_length])
+            caption = " ".join(plain(row.caption).split()[: self.cfg.max_tgt_length])
             if not caption:
-                raise self.bad(index, "caption", "no word in it", "write a caption, or leave the row out")
+                raise self.bad(index, "caption", "it is empty", "write a caption, or leave the row out")
             parts["target"] = self.target(f" {caption}")
         else:
             references = self.reference(row)
@@ -61,7 +70,7 @@ class CaptionBuilder(Builder):
 
     def reference(self, row: Row) -> list[str] | None:
         """The row's captions, without punctuation; None where there is none."""
-        captions = [strip_punctuation(" ".join(part.split())).strip() for part in row.caption.split(SEPARATOR)]
+        captions = [plain(" ".join(part.split())) for part in row.caption.split(SEPARATOR)]
         return [caption for caption in captions if caption] or None
 
 
@@ -78,7 +87,7 @@ class CaptionTask(OFATask):
 
     def answer(self, tokens: torch.Tensor) -> str:
         """The caption without punctuation, as the references are compared."""
-        return strip_punctuation(super().answer(tokens)).strip()
+        return plain(super().answer(tokens))
 
     def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
         """COCO's result format."""

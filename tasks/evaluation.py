@@ -69,7 +69,7 @@ class Evaluation:
     @property
     def value(self) -> float:
         """The metric, rounded as it is reported."""
-        return round(self.total / max(self.scored, 1), self.metric.digits)
+        return self.metric.value(self.total, self.scored)
 
     def result(self) -> str:
         """The metric in words."""

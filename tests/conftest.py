@@ -1,18 +1,25 @@
-"""Fixtures that all tests share: where the shared data lies, and a clean process for each test."""
+"""Fixtures that all tests share: where the shared data lies, a small picture world, a clean state for each test."""
 
 from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import fairseq  # noqa: F401  before ofa_plugin, which then registers at once
 import numpy as np
 import pytest
 import torch
 
+import ofa_plugin  # noqa: F401
+from tests.helpers.stock import NANO
+
 ROOT = Path(__file__).resolve().parent.parent
 
+os.environ.setdefault("OFA_CACHE", tempfile.mkdtemp(prefix="ofa-cache-"))  # indexes of read-only data go there
 torch.set_num_threads(1)  # tests fork; OpenMP's threads would not survive that
 
 
@@ -38,3 +45,30 @@ def seeded() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the small data lies, and the flags that name it."""
+
+    root: Path
+
+    def flags(self, task: str) -> tuple[str, ...]:
+        """DATA and everything else that a training run of `caption` or `vqa` needs, but limits and --save-dir."""
+        own = {"caption": ("--task", "caption"), "vqa": ("--task", "vqa_gen")}[task]
+        vocabulary = ("--bpe", "sentencepiece", "--bpe-dir", str(self.root / "bpe"), "--num-bins", "10")
+        answers = ("--ans2label-file", str(self.root / "vqa" / "answers.txt")) if task == "vqa" else ()
+        return (str(self.root / task), *NANO, *own, *vocabulary, "--code-dict-size", "8", *answers)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """48 training, 12 validation and 14 test pictures of 64 pixels."""
+    from ofa_plugin.data.sentencepiece_training import train_bpe
+    from ofa_plugin.data.shapes import write_world
+
+    root = tmp_path_factory.mktemp("world")
+    write_world(root, {"train": 48, "valid": 12, "test": 14}, seed=3, side=64)
+    texts = [root / task / "train.tsv" for task in ("caption", "vqa")]
+    train_bpe(root / "bpe", texts, columns=[2, 3], vocab_size=350)
+    return World(root)

@@ -24,7 +24,7 @@ from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
-from torch.utils.data import DataLoader
+from torch._utils import ExceptionWrapper
 
 import ofa_plugin
 from ofa_plugin import compat
@@ -300,7 +300,7 @@ def test_two_ranks_resume(toy, tmp_path):
     for finished in both(2):
         ok(finished)
     refused = both(4, without="load_on_all_ranks")
-    assert any(finished.code for finished in refused) and "DictConfig" in refused[1].output
+    assert any(finished.code for finished in refused) and "Unsupported global" in refused[1].output
     for finished in both(4):
         ok(finished)
     assert updates_in(tmp_path / "save" / "checkpoint_last.pt") == 4
@@ -487,23 +487,15 @@ def test_a_starting_point_that_is_missing_or_contradicted_ends_the_run(toy, tmp_
 # ---- what the user sees ----------------------------------------------------------------------------------------------
 
 
-def test_a_real_process_ends_with_one_line_and_exit_code_1():
-    script = "import fairseq.utils, ofa_plugin; raise ofa_plugin.BadRow('a.tsv', 3, 'image', 'empty', 'write one')"
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+def test_a_real_process_says_one_line_and_no_warning_and_exits_with_1(tmp_path):
+    command = [sys.executable, "-m", "fairseq_cli.train", "nothing", "--user-dir", TOY, "--task", "toy_copy", "--cpu"]
+    flags = ["--arch", "toy_flat", "--optimizer", "adam", "--batch-size", "4", "--max-update", "1"]
+    asked = ["--criterion", "cross_entropy", "--restore-file", "/no.pt", "--save-dir", tmp_path / "save"]
+    finished = subprocess.run(
+        [*map(str, [*command, *flags, *asked])], capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL
+    )
     assert finished.returncode == 1
-    assert finished.stderr.splitlines()[-1] == "error: a.tsv:3: image: empty: write one"
-    assert "Traceback" not in finished.stderr
-
-
-class Failing(torch.utils.data.Dataset):
-    def __init__(self, error):
-        self.error = error
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        raise self.error
+    assert finished.stderr == "error: --restore-file /no.pt: no such file; leave the flag out to train from scratch\n"
 
 
 @pytest.mark.parametrize(
@@ -515,8 +507,12 @@ class Failing(torch.utils.data.Dataset):
     ],
 )
 def test_what_a_loader_process_raises_is_told_the_same_way(error, shown):
+    try:
+        raise error
+    except Exception:  # as torch's worker loop does it
+        sent = ExceptionWrapper(where="in DataLoader worker process 0")
     with pytest.raises(Exception) as raised:
-        next(iter(DataLoader(Failing(error), num_workers=1)))
+        sent.reraise()
     assert compat.user_message(raised.value) == shown
 
 
@@ -535,10 +531,6 @@ def test_bugs_keep_their_traceback(capsys):
     hidden = KeyError("bug while handling it")
     hidden.__context__ = UserError("a.pt: no weights")
     assert compat.user_message(hidden) is None
-
-
-def test_a_training_run_prints_no_warning_about_stock_itself(toy):
-    assert "Warning" not in ok(toy("--max-update", 1)).output
 
 
 @pytest.mark.parametrize(("message", "category"), compat.NOISE)

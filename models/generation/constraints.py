@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fairseq.search import BeamSearch
+from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
 
@@ -196,10 +196,15 @@ class ConstrainedGenerator(SequenceGenerator):
         self.trie: Trie | None = self.model.trie
         if self.trie is None:
             return
-        if type(self.search) is not BeamSearch:
+        if type(self.search) not in (BeamSearch, DiverseBeamSearch):
             raise UserError(
-                "a closed answer set is searched with plain beam search; leave out --diverse-beam-groups, --sampling, "
-                "--diversity-rate, --prefix-size and the other search strategies"
+                "a closed answer set is searched with --beam, and --diverse-beam-groups if you like; leave out "
+                "--sampling, --diversity-rate and the other search strategies"
+            )
+        if isinstance(self.search, DiverseBeamSearch) and self.beam_size > len(self.trie):
+            raise UserError(
+                f"--beam {self.beam_size} is wider than the closed set of {len(self.trie)} answers; lower it, since "
+                "--diverse-beam-groups must divide it"
             )
         if self.repeat_ngram_blocker is not None:
             raise UserError("--no-repeat-ngram-size can cut answers of the closed set; leave it out or set it to 0")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .position import split_heads
@@ -36,7 +39,13 @@ class Attention(nn.Module):
         return split_heads(self.k_proj(source), self.heads), split_heads(self.v_proj(source), self.heads)
 
     def forward(
-        self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, need_weights: bool = False
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        padding: Tensor | None = None,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
@@ -44,6 +53,7 @@ class Attention(nn.Module):
             query: float[B, T, D].
             keys, values: float[B, H, S, D / H], from `keys_and_values`.
             bias: float[1 or B, H, T, S], added to the logits; -inf where a query may not look.
+            padding: float[B, 1, 1, S], 0 or -inf, or None.
             need_weights: also return the weights, at the price of the fused kernels.
 
         Returns:
@@ -54,13 +64,73 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            logits = queries * self.scale @ keys.transpose(-1, -2) + bias
+            logits = queries * self.scale @ keys.transpose(-1, -2) + _masked(bias, padding)
             weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
             out = F.dropout(weights, dropout) @ values
+        elif dropout == 0 and FlashWithBias.serves(queries, bias):
+            out = FlashWithBias.apply(queries, keys, values, bias, padding, self.scale)
         else:
-            out = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale
-            )
+            mask = _masked(bias, padding)
+            out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=self.scale)
         if self.c_attn is not None:
             out = out * self.c_attn.view(1, -1, 1, 1)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+
+
+class FlashWithBias(torch.autograd.Function):
+    """Fused attention on the CPU for a bias that learns.
+
+    torch's own goes back to plain matrices as soon as the bias needs a gradient, and keeps several of them of the size
+    [B, H, T, S] for the backward pass. This keeps the inputs, the output and the log-sum of each query, and computes
+    the weights again, one sample at a time, so that they stay in the cache.
+    """
+
+    @staticmethod
+    def serves(queries: Tensor, bias: Tensor) -> bool:
+        """Whether it is of use, and this torch has the operator below, which is not part of its public interface."""
+        return (
+            bias.requires_grad
+            and torch.is_grad_enabled()
+            and queries.device.type == "cpu"
+            and queries.dtype in (torch.float32, torch.float64)  # 16 bits are too few to recompute the weights
+            and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+        )
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, padding: Tensor | None, scale: float
+    ) -> Tensor:
+        """The arguments of `Attention.forward`, queries split into heads; float[B, H, T, D / H]."""
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries, keys, values, attn_mask=_masked(bias, padding), scale=scale
+        )
+        ctx.save_for_backward(queries, keys, values, bias, padding, out, log_sum)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys, values and bias."""
+        queries, keys, values, bias, padding, out, log_sum = ctx.saved_tensors
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (queries, keys, values)]
+        grad_bias = torch.zeros_like(bias)
+        log_sum = log_sum.unsqueeze(-1).to(queries.dtype)
+        inner = (grad_out * out).sum(-1, keepdim=True)
+        for row in range(len(queries)):
+            shared = 0 if len(bias) == 1 else row
+            offset = bias[shared] - log_sum[row]
+            if padding is not None:
+                offset = offset + padding[row]
+            q, k, v, g = queries[row], keys[row], values[row], grad_out[row]
+            weights = torch.baddbmm(offset, q, k.transpose(1, 2), alpha=ctx.scale).exp_()  # [H, T, S]
+            torch.bmm(weights.transpose(1, 2), g, out=grads[2][row])
+            slope = torch.baddbmm(inner[row], g, v.transpose(1, 2), beta=-1).mul_(weights)
+            grad_bias[shared] += slope
+            torch.bmm(slope, k, out=grads[0][row]).mul_(ctx.scale)
+            torch.bmm(slope.transpose(1, 2), q, out=grads[1][row]).mul_(ctx.scale)
+        return *grads, grad_bias, None, None
+
+
+def _masked(bias: Tensor, padding: Tensor | None) -> Tensor:
+    return bias if padding is None else bias + padding.to(bias.dtype)

@@ -49,9 +49,7 @@ class OFAConfig(FairseqDataclass):
     activation_fn: str = _flag("activation of the feed-forward blocks", "gelu")
     dropout: float = _flag("dropout after embeddings and sub-layers", 0.0)
     attention_dropout: float = _flag("dropout on attention weights", 0.0)
-    activation_dropout: float = _flag(
-        "dropout inside feed-forward blocks", 0.0, argparse_alias="--relu-dropout"
-    )
+    activation_dropout: float = _flag("dropout inside feed-forward blocks", 0.0, argparse_alias="--relu-dropout")
     encoder_drop_path_rate: float = _flag("drop-path rate of the encoder's last layer; earlier ones have less", 0.0)
     decoder_drop_path_rate: float = _flag("drop-path rate of the decoder's last layer; earlier ones have less", 0.0)
     resnet_drop_path_rate: float = _flag("drop-path rate of the last block of each ResNet stage", 0.0)

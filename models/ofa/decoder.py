@@ -104,7 +104,7 @@ class Decoder(FairseqIncrementalDecoder):
 
         Returns:
             float[B, t, V] (or float[B, t, D]) for the t positions computed, and
-            {"attn": [float[B, t, S] or None], "inner_states": [float[t, B, D], input of the first layer, then outputs]}.
+            {"attn": [float[B, t, S] or None], "inner_states": [float[t, B, D], the first layer's input, all outputs]}.
 
         Raises:
             UserError: more positions than the model has.
@@ -151,17 +151,15 @@ class Decoder(FairseqIncrementalDecoder):
         padding = _mask(prev_output_tokens.eq(self.padding_idx), x)
         cross_bias = _by_row([mode.cross for mode in modes], code_masks)
         source_padding = _mask(encoder_out["encoder_padding_mask"][0], x)
-        if source_padding is not None:
-            cross_bias = cross_bias + source_padding
         inner_states, attention = [x], None
         for number in range(len(self.layers)):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            arguments = (number, x, source, modes, code_masks, padding, cross_bias, cache, number == alignment_layer)
+            rest = (cross_bias, padding, source_padding, cache, str(number), number == alignment_layer)
             if self.checkpoint_activations and self.training:
-                x, weights = checkpoint(self._layer, *arguments, use_reentrant=False)
+                x, weights = checkpoint(self._layer, number, x, source, modes, code_masks, *rest, use_reentrant=False)
             else:
-                x, weights = self._layer(*arguments)
+                x, weights = self._layer(number, x, source, modes, code_masks, *rest)
             if weights is not None:
                 attention = weights[:, :alignment_heads].mean(1)
             inner_states.append(x)
@@ -236,21 +234,11 @@ class Decoder(FairseqIncrementalDecoder):
         return modes
 
     def _layer(
-        self,
-        number: int,
-        x: Tensor,
-        source: Tensor,
-        modes: list[Mode],
-        code_masks: Tensor | None,
-        padding: Tensor | None,
-        cross_bias: Tensor,
-        cache: dict[str, Tensor] | None,
-        need_weights: bool,
+        self, number: int, x: Tensor, source: Tensor, modes: list[Mode], code_masks: Tensor | None, *rest: Any
     ) -> tuple[Tensor, Tensor | None]:
+        """Runs a layer under its self-attention bias; `rest` are the arguments of `DecoderLayer.forward` after it."""
         bias = _by_row([mode.absolute + mode.tables(number, mode.buckets) for mode in modes], code_masks)
-        if padding is not None:
-            bias = bias + padding
-        return self.layers[number](x, source, bias, cross_bias, cache, str(number), need_weights)
+        return self.layers[number](x, source, bias, *rest)
 
     def reorder_incremental_state(self, incremental_state: dict[str, dict[str, Tensor]], new_order: Tensor) -> None:
         """Follows the beams: the rows become `new_order` (int64[N]).

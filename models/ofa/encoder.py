@@ -198,9 +198,7 @@ class Encoder(FairseqEncoder):
         queries = split_heads(self.pos_q_linear(positions), self.heads) * self.position_scale
         return queries @ split_heads(self.pos_k_linear(positions), self.heads).transpose(-1, -2)
 
-    def _layer(
-        self, number: int, x: Tensor, absolute: Tensor, mask: Tensor | None, buckets: list[Tensor]
-    ) -> Tensor:
+    def _layer(self, number: int, x: Tensor, absolute: Tensor, mask: Tensor | None, buckets: list[Tensor]) -> Tensor:
         """Runs a layer under its bias: relative terms stand on the text-text and patch-patch blocks only."""
         bias = absolute.clone()
         *patches, text = buckets
@@ -208,7 +206,7 @@ class Encoder(FairseqEncoder):
         bias[:, :, start:, start:] += self.token_rel_pos_table_list(number, text)
         if patches:
             bias[:, :, :start, :start] += self.image_rel_pos_table_list(number, patches[0])
-        return self.layers[number](x, bias if mask is None else bias + mask)
+        return self.layers[number](x, bias, mask)
 
     def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
         """The rows `new_order` (int64[N]) of what `forward` returned; positions that rows share stay one row."""

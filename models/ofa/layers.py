@@ -12,7 +12,7 @@ from .config import OFAConfig
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zeroes whole samples (dim 0) with probability `rate` and divides the others by what is left (Huang et al. 2016)."""
+    """Zeroes samples (dim 0) with probability `rate` and divides the others by what is left (Huang et al. 2016)."""
     if rate == 0.0 or not training:
         return x
     keep = x.new_empty(x.shape[0], *(1 for _ in x.shape[1:])).bernoulli_(1.0 - rate)
@@ -59,18 +59,19 @@ class EncoderLayer(Layer):
         self.ffn_layernorm = nn.LayerNorm(inner) if cfg.scale_fc else None
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
         """One layer.
 
         Args:
             x: float[B, S, D].
-            bias: float[1 or B, H, S, S], position bias and padding.
+            bias: float[1 or B, H, S, S].
+            padding: float[B, 1, 1, S], 0 or -inf, or None.
 
         Returns:
             float[B, S, D].
         """
         normed = self.self_attn_layer_norm(x)
-        attended, _ = self.self_attn(normed, *self.self_attn.keys_and_values(normed), bias)
+        attended, _ = self.self_attn(normed, *self.self_attn.keys_and_values(normed), bias, padding)
         if self.attn_ln is not None:
             attended = self.attn_ln(attended)
         return self.feed_forward(self.add(x, attended))
@@ -99,6 +100,8 @@ class DecoderLayer(Layer):
         source: Tensor,
         self_bias: Tensor,
         cross_bias: Tensor,
+        self_padding: Tensor | None = None,
+        cross_padding: Tensor | None = None,
         cache: dict[str, Tensor] | None = None,
         name: str = "",
         need_weights: bool = False,
@@ -108,8 +111,9 @@ class DecoderLayer(Layer):
         Args:
             x: float[B, T, D]; with a cache, the new positions only.
             source: float[B, S, D], the encoder's output.
-            self_bias: float[1 or B, H, T, all positions], causal mask and padding included.
-            cross_bias: float[1 or B, H, T, S], padding included.
+            self_bias: float[1 or B, H, T, all positions], causal mask included.
+            cross_bias: float[1 or B, H, T, S].
+            self_padding, cross_padding: float[B, 1, 1, all positions or S], 0 or -inf, or None.
             cache: keys and values of earlier positions and of the source, read and extended under `name`.
             need_weights: also return the attention to the source.
 
@@ -123,7 +127,7 @@ class DecoderLayer(Layer):
                 keys = torch.cat([cache[f"self.{name}.keys"], keys], 2)
                 values = torch.cat([cache[f"self.{name}.values"], values], 2)
             cache[f"self.{name}.keys"], cache[f"self.{name}.values"] = keys, values
-        attended, _ = self.self_attn(normed, keys, values, self_bias)
+        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding)
         if self.self_attn_ln is not None:
             attended = self.self_attn_ln(attended)
         x = self.add(x, attended)
@@ -135,7 +139,7 @@ class DecoderLayer(Layer):
             if cache is not None:
                 cache[f"cross.{name}.keys"], cache[f"cross.{name}.values"] = keys, values
         normed = self.encoder_attn_layer_norm(x)
-        attended, weights = self.encoder_attn(normed, keys, values, cross_bias, need_weights)
+        attended, weights = self.encoder_attn(normed, keys, values, cross_bias, cross_padding, need_weights)
         if self.cross_attn_ln is not None:
             attended = self.cross_attn_ln(attended)
         return self.feed_forward(self.add(x, attended)), weights

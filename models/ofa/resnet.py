@@ -21,7 +21,7 @@ EXPANSION = 4  # channels out of a bottleneck for one inside
 
 
 class FrozenBatchNorm(nn.Module):
-    """BatchNorm in which nothing moves: scale, shift and statistics are buffers, in training too (`--freeze-resnet`)."""
+    """BatchNorm in which nothing moves: scale, shift and statistics are buffers, always (`--freeze-resnet`)."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.sentencepiece_training import train_bpe
 
     summary = train_bpe(args.out, args.files, columns, args.vocab_size)
-    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in summary.items()))
-    print(f"use it with --bpe sentencepiece --bpe-dir {args.out}")
+    if summary["reduced"]:
+        print(summary["reduced"])
+    print(f"{summary['pieces']} pieces from {summary['texts']} texts: --bpe sentencepiece --bpe-dir {args.out}")
     return 0

@@ -50,9 +50,7 @@ class CIDErD(Metric):
         """Counts document frequencies on all references of a split, one list of captions for each image."""
         self.frequencies, self.images = document_frequencies(references)
         if self.images == 1:
-            logger.warning(
-                "one image: every document frequency is 1, CIDEr is 0 by definition; give more images"
-            )
+            logger.warning("one image: every document frequency is 1, CIDEr is 0 by definition; give more images")
 
     def score(self, hypothesis: str, reference: Sequence[str]) -> float:
         """Ten times the mean over references and n = 1..4 of the clipped, length-penalised cosine.
@@ -107,9 +105,7 @@ def ngrams(caption: str) -> Counter[Ngram]:
     words = tokenize(caption)
     last = len(words) + 1
     return Counter(
-        tuple(words[start : start + order])
-        for order in range(1, MAX_ORDER + 1)
-        for start in range(last - order)
+        tuple(words[start : start + order]) for order in range(1, MAX_ORDER + 1) for start in range(last - order)
     )
 
 

@@ -122,6 +122,24 @@ def test_flat_lists_and_masks_give_the_same_loss_and_gradient(conf):
     assert torch.isfinite(masked.logits.grad).all()
 
 
+def test_loss_and_gradient_are_those_of_a_masked_softmax():
+    epsilon, mask = 0.1, mask_of(GOLDEN["constraint_allowed"])[:, :2].flatten(0, 1)
+    model = Given([row[:2] for row in GOLDEN["logits"]]).double()
+    target = [row[:2] for row in GOLDEN["target"]]
+    loss = build(label_smoothing=epsilon)(model, batch(target, **flat([r[:2] for r in GOLDEN["constraint_allowed"]])))[
+        0
+    ]
+    dense = model.logits.detach().clone().flatten(0, 1).requires_grad_()
+    log_probs = dense.masked_fill(~mask, -math.inf).log_softmax(-1)
+    nll = -log_probs.gather(1, torch.tensor(target).flatten().unsqueeze(1)).squeeze(1)
+    share = epsilon / (mask.sum(1) - 1 + 1e-6)
+    expected = ((1 - epsilon - share) * nll - share * log_probs.masked_fill(~mask, 0).sum(1)).sum()
+    expected.backward()
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(model.logits.grad.flatten(0, 1), dense.grad)
+
+
 def test_a_position_without_a_list_is_free():
     allowed = [[[], [5, 6], [], [2]], [[7, 8], [], [], []]]
     reference = mask_of([[step or range(V) for step in row] for row in allowed])

@@ -44,8 +44,10 @@ def cell(data: bytes) -> str:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that is hardly more than its size."""
-    body = zlib.compress(b"\0" * 1000)
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", body)
+    return png((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 1000)))
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
@@ -95,12 +97,12 @@ def test_fast_backend_is_within_one_level_on_photographs(shared):
         assert distance.max() <= 2
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "P", "RGBA"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_fast_backend_takes_every_picture(tmp_path, mode, kind):
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "L"), ("JPEG", "CMYK"), ("JPEG", "RGB"), ("PNG", "L"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA")],
+)
+def test_fast_backend_takes_every_picture(tmp_path, kind, mode):
     pytest.importorskip("simplejpeg")
-    if (mode, kind) in {("P", "JPEG"), ("RGBA", "JPEG"), ("CMYK", "PNG")}:
-        pytest.skip("no such file")
     data = cell(encoded(picture(64, 64).convert(mode), kind))
     exact, fast = PictureLoader(tmp_path, 48)(data), PictureLoader(tmp_path, 48, backend="fast")(data)
     assert fast.shape == (3, 48, 48) and fast.dtype == torch.uint8 and fast.is_contiguous()
@@ -205,7 +207,7 @@ def test_paths_that_are_no_files(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     reader = ImageReader(tmp_path)
     assert "'pipe.png' is not a file" in problem(reader, "pipe.png")  # and does not wait for a writer
-    assert "'folder.png'" in problem(reader, "folder.png")
+    assert "'folder.png' is not a file" in problem(reader, "folder.png")
     assert "'loop.png'" in problem(reader, "loop.png")
     assert "cannot be read" in problem(reader, "x" * 300 + ".png")
 
@@ -291,11 +293,11 @@ def test_truncated_pictures_are_refused_or_filled(tmp_path, kind, backend):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "1"), ("PNG", "RGBA")],
+)
 def test_lenient_equals_pillows_own_switch(monkeypatch, kind, mode):
-    if kind == "JPEG" and mode in ("P", "1", "RGBA"):
-        pytest.skip("no such file")
     whole = encoded(picture(200, 150).convert(mode), kind)
     reader = ImageReader(".", lenient=True)
     for part in (0.4, 0.7, 0.95):
@@ -304,6 +306,21 @@ def test_lenient_equals_pillows_own_switch(monkeypatch, kind, mode):
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
             assert np.array_equal(ours, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_lenient_takes_an_interlaced_png_too(monkeypatch):
+    pixels = np.asarray(picture(20, 20))
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # Adam7
+    raw = b"".join(b"\0" + line.tobytes() for y, x, dy, dx in passes for line in pixels[y::dy, x::dx])
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", 20, 20, 8, 2, 0, 0, 1)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")
+    whole = png(*chunks)
+    assert np.array_equal(np.asarray(ImageReader(".").decode(whole)), pixels)
+    data = whole[: len(whole) // 2]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    official = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    monkeypatch.undo()
+    ours = np.asarray(ImageReader(".", lenient=True).decode(data))
+    assert (ours == official).all(axis=2).mean() > 0.97  # all but the row of pixels in which the file ends
 
 
 def test_pictures_with_too_many_pixels_are_refused_by_their_header(tmp_path):

@@ -36,7 +36,8 @@ def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> F
         cwd: working directory.
         log: file that takes what is printed.
     """
-    importlib.import_module("fairseq_cli." + entry)  # in the parent, once
+    for module in ("fairseq_cli." + entry, "torch._dynamo"):  # in the parent, once; optimizers import the latter
+        importlib.import_module(module)
     ofa_plugin.register()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -86,6 +87,16 @@ def ok(finished: Finished) -> Finished:
     """The same run, after checking that it succeeded."""
     assert finished.code == 0, finished.output[-6000:]
     return finished
+
+
+def error_of(finished: Finished) -> str:
+    """The one line that a failed run says to its user, after checking that it is one, and no traceback."""
+    assert finished.code != 0, finished.output[-3000:]
+    assert "Traceback" not in finished.output, finished.output[-6000:]
+    errors = finished.lines("error: ")
+    assert len(errors) == 1, finished.output[-3000:]
+    assert finished.output.rstrip().endswith(errors[0]), finished.output[-3000:]  # nothing follows, not even its rest
+    return errors[0]
 
 
 NANO = (

@@ -34,7 +34,7 @@ for name in filter(None, os.environ.get("WITHOUT", "").split(",")):
         torch.serialization.clear_safe_globals()
 
 
-@register_scorer("toy_exact")
+@register_scorer("toy_exact", dataclass=FairseqDataclass)  # stock cannot do without one
 class ExactScorer(BaseScorer):
     def score(self):
         return sum(a == b for a, b in zip(self.ref, self.pred, strict=True))
@@ -104,6 +104,10 @@ class ToyTask(FairseqTask):
         for letter in "abcdefgh":
             self.dictionary.add_symbol(letter)
 
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        return cls(cfg)
+
     @property
     def source_dictionary(self):
         return self.dictionary
@@ -141,7 +145,8 @@ class Decoder(FairseqDecoder):
         self.project = nn.Linear(width, len(dictionary))
 
     def forward(self, prev_output_tokens, encoder_out=None, **kwargs):
-        return self.project(self.embed(prev_output_tokens) + encoder_out["states"].mean(1, keepdim=True)), {}
+        states = self.embed(prev_output_tokens) + encoder_out["states"].mean(1, keepdim=True)
+        return self.project(states), {"attn": [None]}
 
     def max_positions(self):
         return 64

@@ -17,7 +17,13 @@ from ofa_plugin.models.generation import ConstrainedGenerator, NonFiniteLogits, 
 from tests.helpers.toy_decoder import ToyModel, toy_dictionary
 
 TOY = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "generator_toy.json").read_text())
-IN_SCOPE = [case for case in TOY["generation"] if "constraint_range" not in case["args"]]
+CASES = [
+    pytest.param(case, generator, id=f"{case['name']}-{generator.__name__}")
+    for case in TOY["generation"]
+    for generator in (ConstrainedGenerator, SequenceGenerator)
+    if "constraint_range" not in case["args"]
+    and not (generator is SequenceGenerator and case["trie"] and case["prefix_tokens"])  # it hands no prompts on
+]
 
 # "red and white", "blue and green", "red", "and white" as tokens
 RED, AND, WHITE, BLUE, GREEN = 4, 5, 6, 7, 8
@@ -42,17 +48,12 @@ def check(hypotheses, expected, atol):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("stock", [False, True], ids=["constrained", "stock"])
-@pytest.mark.parametrize("case", IN_SCOPE, ids=lambda case: case["name"])
-def test_toy_hypotheses_as_official(case, stock):
-    if case["args"].get("no_repeat_ngram_size"):
-        pytest.importorskip("ofa_plugin.compat")  # cures stock's n-gram blocker, which bans nothing on a CPU
+@pytest.mark.parametrize(("case", "generator_class"), CASES)
+def test_toy_hypotheses_as_official(case, generator_class):
     prefix = None if case["prefix_tokens"] is None else torch.tensor(case["prefix_tokens"])
-    if stock and case["trie"] and prefix is not None:
-        pytest.skip("only ConstrainedGenerator hands prompts on to the ensemble")
     trie = Trie.from_answers(TOY["trie_words_without_bos_eos"]) if case["trie"] else None
     ensemble = build_ensemble([ToyModel(*tables())], trie)
-    generator = (SequenceGenerator if stock else ConstrainedGenerator)(ensemble, toy_dictionary(20), **case["args"])
+    generator = generator_class(ensemble, toy_dictionary(20), **case["args"])
     hypotheses = generator.generate([], sample(TOY["src_tokens"]), prefix_tokens=prefix, bos_token=0)
     check(hypotheses, case["hypos"], atol=2e-5)  # the fixture has five decimals
 
@@ -73,6 +74,18 @@ def test_every_output_of_every_model_is_an_answer_of_the_set(normalise):
             assert len(found) == len(set(found)) == min(beam, len(answers))
             assert all(h["tokens"][-1] == 2 and math.isfinite(h["score"]) for h in hypotheses)
         assert len(generator.model.followers) <= 12  # the trie's nodes: hopeless beams leave nothing behind
+
+
+def test_diverse_groups_stay_in_the_set():
+    answers, dictionary = [[4], [4, 5], [6], [7, 7]], toy_dictionary(16)  # no, no way, yes, ha ha
+    for seed in range(50):
+        models = [ToyModel.random(16, seed)]
+        groups = search.DiverseBeamSearch(dictionary, num_groups=2, diversity_strength=0.5)
+        trie = Trie.from_answers(answers)
+        generator = ConstrainedGenerator(models, dictionary, trie, beam_size=4, search_strategy=groups)
+        for hypotheses in generator.generate(models, sample([[4, 2], [5, 2]]), bos_token=0):
+            assert len(hypotheses) == 4
+            assert all(h["tokens"].tolist()[:-1] in answers for h in hypotheses)
 
 
 def test_all_answers_scored_by_the_search_sum_to_one():
@@ -137,7 +150,10 @@ def test_non_finite_logits_later_on_and_without_a_trie():
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"search_strategy": search.DiverseBeamSearch(toy_dictionary(16), 2, 0.5)}, "--diverse-beam-groups"),
+        (
+            {"search_strategy": search.DiverseBeamSearch(toy_dictionary(16), 2, 0.5), "beam_size": 6},
+            "--beam 6 is wider than the closed set of 4 answers.*--diverse-beam-groups",
+        ),
         ({"search_strategy": search.Sampling(toy_dictionary(16))}, "--sampling"),
         ({"no_repeat_ngram_size": 1}, "--no-repeat-ngram-size"),
         ({"min_len": 2}, "--min-len 2: .* answer of 1 tokens"),

@@ -1,0 +1,370 @@
+"""What people ran into in public, each as a few rows with the value that is right (tests/fixtures/field-cases)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import shutil
+from pathlib import Path
+
+import fairseq  # noqa: F401  before ofa_plugin, which then registers at once
+import numpy as np
+import pytest
+import torch
+from fairseq.tasks import FairseqTask
+
+from ofa_plugin.data.codec import Codec
+from ofa_plugin.data.dataset import OFADataset
+from ofa_plugin.data.image import ImageReader, PictureLoader
+from ofa_plugin.data.tsv import TSVStore
+from ofa_plugin.tasks.caption import CaptionBuilder
+from tests.helpers.cases import CASES, EXPECTED, caption_row, edited, entries, generate, left_in, train
+from tests.helpers.drawing import DrawingBuilder
+from tests.helpers.golden import settings
+from tests.helpers.stock import ROOT, USER_DIR, error_of, ok, run
+
+COLUMNS = [0, 4, 2]  # of captioning
+
+
+def losses(output: str) -> list[str]:
+    """The loss of every update of a run."""
+    return re.findall(r'train_inner \| .*?"loss": "([\d.]+)"', output)
+
+
+def hypotheses(results: Path) -> dict[str, tuple[float, str]]:
+    """Row number to (score, answer) of what `fairseq-generate` printed."""
+    printed = (results / "generate-test.txt").read_text(encoding="utf-8")
+    return {row: (float(score), text) for row, score, text in re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", printed, re.M)}
+
+
+def codec(world) -> Codec:
+    return Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
+
+
+# ---- data in ---------------------------------------------------------------------------------------------------------
+
+
+def test_fc01_quotation_marks_are_text(world, tmp_path):
+    store = TSVStore(CASES / "fc01" / "caption.tsv", CaptionBuilder.columns, COLUMNS)
+    assert [row.caption for row in store] == EXPECTED["fc01"]["captions_verbatim"]
+    finished = ok(train(world, CASES / "fc01" / "caption.tsv", tmp_path / "save", "--max-update", 3))
+    assert f"train: {EXPECTED['fc01']['rows']} rows" in finished.output
+    assert len(losses(finished.output)) == 3
+
+
+def test_fc01_punctuation_goes_unless_nothing_else_is_left(world):
+    store = TSVStore(CASES / "fc01" / "caption.tsv", CaptionBuilder.columns, COLUMNS)
+    expected = ["a dog", "a cat", "he said hi twice", "the dogs bone", '"', "a big red bus"]
+    for training in (True, False):
+        builder = CaptionBuilder(store, codec(world), settings(), training, PictureLoader(CASES / "fc01", 16))
+        [learned] = zip(*(builder.examples(i, row, np.random.default_rng(0)) for i, row in enumerate(store)), strict=True)
+        assert [builder.codec.decode(example.target).strip() for example in learned] == expected
+    assert [builder.reference(row) for row in store] == [[caption] for caption in expected]
+
+
+def test_fc07_duplicate_ids_stay_apart(answerer, world, tmp_path):
+    finished = ok(generate(CASES / "fc07" / "vqa.tsv", answerer, tmp_path / "out", task="vqa"))
+    assert [entry["question_id"] for entry in entries(tmp_path / "out")] == [5, 6, 5, "05"]
+    assert len(entries(tmp_path / "out")) == EXPECTED["fc07"]["results_entries"]
+    assert "on 4 rows of test" in finished.output
+    ok(train(world, CASES / "fc07" / "vqa.tsv", tmp_path / "save", "--ans2label-dict", ANSWERS_7, task="vqa"))
+
+
+ANSWERS_7 = '{"red": 0, "green": 1, "square": 2}'
+
+
+def test_fc09_the_extension_lies(world, captioner, tmp_path):
+    rows = [json.loads(line) for line in (CASES / "fc09" / "captions.jsonl").read_text().splitlines()]
+    shutil.copytree(CASES / "fc09" / "img", tmp_path / "img")
+    lines = [caption_row(number, row["caption"], row["image"]) for number, row in enumerate(rows)]
+    (tmp_path / "train.tsv").write_text("".join(lines))
+    for backend in ("pil", "fast"):
+        pytest.importorskip("simplejpeg") if backend == "fast" else None
+        loader = PictureLoader(tmp_path, 48, backend=backend)
+        for row, colour in zip(rows, EXPECTED["fc09"]["patch_colours"], strict=True):
+            distance = (loader(row["image"]).float() - torch.tensor(colour).view(3, 1, 1)).abs().amax(0)
+            assert int((distance <= EXPECTED["fc09"]["tolerance"]).sum()) > 200, (row["image"], backend)
+    finished = ok(train(world, tmp_path / "train.tsv", tmp_path / "save"))
+    assert f"train: {EXPECTED['fc09']['rows']} rows" in finished.output
+    assert not re.search(r"WARNING.*\.(png|jpe?g)", finished.output, re.I)
+    ok(generate(tmp_path / "train.tsv", captioner, tmp_path / "out"))
+    assert len(entries(tmp_path / "out")) == EXPECTED["fc09"]["rows"]
+
+
+def test_fc11_odd_pictures_keep_their_colours(world, tmp_path):
+    expected = EXPECTED["fc11"]
+    store = TSVStore(CASES / "fc11" / "caption.tsv", ("name", "image"), [1, 4])
+    reader = ImageReader(CASES / "fc11")
+    pictures = {row.name: np.asarray(reader(row.image), dtype=float) for row in store}
+    for name, colour in expected["mean_rgb"].items():
+        assert np.abs(pictures[name].mean((0, 1)) - colour).max() <= expected["tolerance"], name
+    hidden = pictures["rgba_hidden.png"]
+    assert hidden[:, : hidden.shape[1] // 2].mean((0, 1)).tolist() == pytest.approx(
+        expected["rgba_hidden_left_half"]["alpha dropped (official)"]
+    )
+    finished = ok(train(world, CASES / "fc11" / "caption.tsv", tmp_path / "save", "--batch-size", 11))
+    assert "train: 11 rows" in finished.output
+
+
+# ---- answers, metrics, order -----------------------------------------------------------------------------------------
+
+
+def test_fc21_a_row_outside_the_answer_set_stops_training(world, tmp_path):
+    answers = ("--ans2label-file", CASES / "fc21" / "answers.txt")
+    data = CASES / "fc21" / "vqa.tsv"
+    message = error_of(train(world, data, tmp_path / "save", *answers, task="vqa"))
+    assert f"{data}:2: answers: no answer of this row is in" in message
+    assert "answers.txt" in message and "foodiebaker.com" in message
+    assert left_in(tmp_path / "save") == []
+
+
+def test_fc21_the_best_answer_inside_the_set_is_learned(world, answerer, tmp_path):
+    lines = (CASES / "fc21" / "vqa.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "two.tsv").write_text(lines[0] + lines[2])
+    answers = ("--ans2label-file", CASES / "fc21" / "answers.txt")
+    finished = ok(train(world, tmp_path / "two.tsv", tmp_path / "save", *answers, task="vqa"))
+    assert len(losses(finished.output)) == 2 and all(float(loss) < 100 for loss in losses(finished.output))
+    # at evaluation all three rows are answered, out of the set
+    ok(generate(CASES / "fc21" / "vqa.tsv", answerer, tmp_path / "out", *answers, task="vqa"))
+    allowed = set((CASES / "fc21" / "answers.txt").read_text().split())
+    assert [entry["answer"] in allowed for entry in entries(tmp_path / "out")] == [True] * 3
+
+
+def test_fc31_one_image_has_no_cider(captioner, tmp_path):
+    caption = json.loads((CASES / "fc31" / "references.json").read_text())[0][0]
+    (tmp_path / "one.tsv").write_text(caption_row(1, caption))
+    finished = ok(generate(tmp_path / "one.tsv", captioner, tmp_path / "out"))
+    assert len(re.findall("one image: .*CIDEr is 0 by definition.*more images", finished.output)) == 1
+    assert "cider = 0.0 on 1 rows" in finished.output
+    assert len(entries(tmp_path / "out")) == 1
+
+
+def test_fc33_results_are_in_the_order_of_the_file(answerer, tmp_path):
+    data = CASES / "fc33" / "vqa.tsv"
+    answers = ("--ans2label-file", CASES / "fc33" / "answers.txt")
+    ok(generate(data, answerer, tmp_path / "out", *answers, task="vqa"))
+    written = entries(tmp_path / "out")
+    assert [entry["question_id"] for entry in written] == EXPECTED["fc33"]["question_ids_in_results"]
+    printed = hypotheses(tmp_path / "out")
+    for number, entry in enumerate(written):  # H- and D- lines carry the row number
+        assert printed[str(number)][1].strip() == entry["answer"]
+    sources = re.findall(r"^S-(\d+)\t ?(.*)\?$", (tmp_path / "out" / "generate-test.txt").read_text(), re.M)
+    asked = [line.split("\t")[2] for line in data.read_text().splitlines()]
+    assert all(asked[int(row)] == question for row, question in sources) and len(sources) == len(asked)
+
+
+def test_fc35_batch_size_changes_nothing(answerer, tmp_path):
+    outcomes = []
+    for size in EXPECTED["fc35"]["batch_sizes"]:
+        answers = ("--ans2label-file", CASES / "fc35" / "answers.txt", "--batch-size", size)
+        ok(generate(CASES / "fc35" / "vqa.tsv", answerer, tmp_path / str(size), *answers, task="vqa"))
+        outcomes.append((entries(tmp_path / str(size)), hypotheses(tmp_path / str(size))))
+    for written, printed in outcomes[1:]:
+        assert written == outcomes[0][0]
+        for row, (score, _) in printed.items():
+            assert abs(score - outcomes[0][1][row][0]) <= EXPECTED["fc35"]["score_difference"]
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def not_finite(message: str, data: Path) -> None:
+    """Checks a message about NaN logits for both rows of fc37."""
+    assert "non-finite logits at step 0 for ids 100, 101" in message
+    assert f"({data}:1, {data}:2)" in message
+    assert "--freeze-resnet" in message and "--lr" in message and "fp16" in message
+
+
+def test_fc37_weights_with_nan_are_named_and_write_nothing(captioner, tmp_path):
+    def poison(state: dict) -> None:
+        matrix = next(w for key, w in state["model"].items() if key.startswith("decoder.") and w.dim() == 2)
+        matrix[0, 0] = float("nan")
+
+    data = CASES / "fc37" / "caption.tsv"
+    poisoned = edited(captioner, tmp_path / "poisoned.pt", poison)
+    finished = generate(data, poisoned, tmp_path / "out")
+    not_finite(error_of(finished), data)
+    assert "16 < 16" not in finished.output
+    assert left_in(tmp_path / "out") == []
+
+
+def test_fc37_broken_statistics_are_named_by_validation_in_training(world, captioner, tmp_path):
+    def poison(state: dict) -> None:  # training normalises by the batch, so only evaluation sees it
+        state["model"]["encoder.embed_images.bn1.running_var"].fill_(float("nan"))
+
+    data = CASES / "fc37" / "caption.tsv"
+    poisoned = edited(captioner, tmp_path / "poisoned.pt", poison)
+    validating = ("--eval-cider", "--finetune-from-model", poisoned)
+    command = [arg for arg in _train_flags(world, data, tmp_path / "save", *validating) if arg != "--disable-validation"]
+    not_finite(error_of(run(*command, log=tmp_path / "train.log")), data)
+    assert left_in(tmp_path / "save") == []
+
+
+def _train_flags(world, data: Path, save: Path, *flags: object) -> list[object]:
+    short = ("--batch-size", 2, "--max-update", 2, "--num-workers", 0, "--save-dir", save)
+    return ["train", data, *world.flags("caption")[1:], *short, *flags]
+
+
+def test_fc40_a_finished_run_says_which_limit_it_reached(world, captioner, tmp_path):
+    data, save = CASES / "fc40" / "caption.tsv", tmp_path / "save"
+    ok(train(world, data, save, "--max-epoch", 1))
+    again = ok(train(world, data, save, "--max-epoch", 1))
+    assert len(again.lines("")) and len(re.findall("nothing to train: .*", again.output)) == 1
+    assert "epoch 1 of --max-epoch 1; raise --max-epoch to go on" in again.output
+    both = ok(train(world, data, save, "--max-epoch", 1, "--finetune-from-model", captioner))
+    [line] = [line for line in both.output.splitlines() if "is ignored" in line]
+    assert f"going on from {save}/checkpoint_last.pt; --finetune-from-model {captioner} is ignored" in line
+    further = ok(train(world, data, save, "--max-epoch", 2, "--max-update", 3))
+    assert [json.loads(log)["num_updates"] for log in re.findall(r"train_inner \| (.*)", further.output)] == ["3"]
+
+
+PREFIXES = ("module.", "foo.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_fc42_renamed_weights_are_loaded_or_refused(world, captioner, tmp_path, prefix):
+    def rename(state: dict) -> None:
+        state["model"] = {prefix + key: weight for key, weight in state["model"].items()}
+
+    data = CASES / "fc40" / "caption.tsv"
+    renamed = edited(captioner, tmp_path / "renamed.pt", rename)
+    generated = generate(data, renamed, tmp_path / "out")
+    flags = ("--max-update", 1)
+    restored = train(world, data, tmp_path / "restored", "--restore-file", renamed, "--reset-optimizer", *RESET, *flags)
+    tuned = train(world, data, tmp_path / "tuned", "--finetune-from-model", renamed, *flags)
+    if prefix == "module.":
+        ok(generate(data, captioner, tmp_path / "original"))
+        ok(generated)
+        assert hypotheses(tmp_path / "out") == hypotheses(tmp_path / "original")
+        original = ok(train(world, data, tmp_path / "first", "--finetune-from-model", captioner, *flags))
+        assert losses(ok(tuned).output) == losses(ok(restored).output) == losses(original.output) != []
+    else:
+        for finished in (generated, restored, tuned):
+            message = error_of(finished)
+            assert re.search(r"0 of \d+ weights matched: expected \S+ first, found foo\.\S+", message)
+        assert left_in(tmp_path / "out") == left_in(tmp_path / "restored") == left_in(tmp_path / "tuned") == []
+
+
+RESET = ("--reset-dataloader", "--reset-meters", "--reset-lr-scheduler")
+
+
+# ---- randomness ------------------------------------------------------------------------------------------------------
+
+
+def drawn(dataset: OFADataset, workers: int, epochs: tuple[int, ...]) -> list[dict[int, tuple[int, ...]]]:
+    """For each epoch, row to what was drawn for it, through the stock iterator."""
+    iterator = FairseqTask.get_batch_iterator(
+        FairseqTask(None), dataset, max_sentences=2, seed=1, num_workers=workers, epoch=epochs[0]
+    )
+    seen = []
+    for _ in epochs:
+        rows: dict[int, tuple[int, ...]] = {}
+        for batch in iterator.next_epoch_itr(shuffle=True):
+            rows.update(zip(batch["id"].tolist(), map(tuple, batch["net_input"]["src_tokens"].tolist()), strict=True))
+        seen.append(rows)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def draws(world):
+    """Makes a dataset of eight equal rows whose examples are drawn."""
+
+    def make(seed: int = 1) -> OFADataset:
+        store = TSVStore(CASES / "fc44" / "image_classify.tsv", DrawingBuilder.columns)
+        assert len({tuple(row) for row in store}) == 1 and len(store) == 8
+        builder = DrawingBuilder(store, codec(world), settings(), training=True)
+        return OFADataset(builder, "train", seed, shuffle=True, image_tokens=0, text_tokens=30)
+
+    return make
+
+
+def test_fc44_rows_and_epochs_draw_differently_and_a_resume_draws_the_same(draws):
+    first, second = drawn(draws(), 0, (1, 2))
+    assert len(set(first.values())) == len(set(second.values())) == 8
+    assert not set(first.values()) & set(second.values())
+    assert drawn(draws(), 0, (1,)) == [first]
+    assert drawn(draws(), 0, (2,)) == [second]  # as after a resume
+    assert not set(drawn(draws(seed=2), 0, (1,))[0].values()) & set(first.values())
+
+
+@pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (4, "fork"), (2, "spawn")])
+def test_fc44_workers_draw_what_one_process_draws(draws, workers, start):
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        assert drawn(draws(), workers, (1, 2)) == drawn(draws(), 0, (1, 2))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_fc46_the_same_loss_wherever_the_run_starts(world, tmp_path):
+    stray = tmp_path / "stray"
+    (stray / "ofa_plugin").mkdir(parents=True)
+    (stray / "ofa_plugin" / "__init__.py").write_text("raise SystemExit('the stray folder was imported')")
+    cases = [(ROOT, "ofa_plugin"), (Path("/"), USER_DIR + "/"), (stray, USER_DIR)]
+    found = [
+        losses(
+            ok(
+                train(
+                    world,
+                    CASES / "fc46" / "caption.tsv",
+                    tmp_path / f"save{number}",
+                    *("--user-dir", user_dir, "--max-update", 2, "--no-save"),
+                    cwd=folder,
+                )
+            ).output
+        )
+        for number, (folder, user_dir) in enumerate(cases)
+    ]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 2
+
+
+def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_path):
+    own_to_a_run = {"data", "vocabulary", "fingerprint", "seed", "path"}
+    switches = {"imagenet_default_mean_and_std", "exif_transpose", "lenient_images", "eval_print_samples"}
+    given = {
+        **{"selected_cols": "1,4,2", "bpe": "sentencepiece", "bpe_dir": world.root / "bpe", "num_bins": 10},
+        **{"code_dict_size": 8, "max_src_length": 100, "max_tgt_length": 20, "patch_image_size": 64},
+        **{"image_backend": "pil", "eval_args": '{"beam": 2}'},
+    }
+    from dataclasses import fields
+
+    from ofa_plugin.tasks.base import OFATaskConfig
+
+    flags = {item.name for item in fields(OFATaskConfig) if not str(item.default).startswith("${")}
+    assert flags - own_to_a_run - {"_name"} == given.keys() | switches
+    valued = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    data = CASES / "fc46" / "caption.tsv"
+    ok(generate(data, captioner, tmp_path / "out", *valued, *(f"--{name.replace('_', '-')}" for name in switches)))
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b", "naïve", "100%", "a,b", "a:b"])
+def test_fc47_awkward_folder_names_work(world, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(CASES / "fc40" / "caption.tsv", folder / "test.tsv")
+    shutil.copy(CASES / "fc40" / "caption.tsv", folder / "train.tsv")
+    save = folder / "save"
+    ok(train(world, folder, save, "--max-update", 1))
+    resumed = ok(train(world, folder, save, "--max-update", 2))
+    assert len(losses(resumed.output)) == 1
+    finished = generate(folder, save / "checkpoint_last.pt", folder / "out")
+    if ":" in name:  # in --path it separates checkpoints, in DATA and --save-dir it is a sign like any other
+        assert "colon" in error_of(finished)
+        shutil.copy(save / "checkpoint_last.pt", tmp_path / "checkpoint.pt")
+        finished = generate(folder, tmp_path / "checkpoint.pt", folder / "out")
+    ok(finished)
+    assert len(entries(folder / "out")) == 4
+
+
+def test_fc48_one_file_is_enough_for_generate(captioner, tmp_path):
+    data = tmp_path / "caption_test.tsv"
+    shutil.copy(CASES / "fc48" / "caption_test.tsv", data)
+    shutil.copy(captioner, tmp_path / "checkpoint.pt")
+    finished = ok(generate("caption_test.tsv", "checkpoint.pt", tmp_path / "out", cwd=tmp_path))
+    assert len(entries(tmp_path / "out")) == 1
+    assert "ZeroDivisionError" not in finished.output

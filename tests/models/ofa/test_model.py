@@ -1,0 +1,149 @@
+"""The model's behaviour beyond its numbers: freezing, checkpointing, limits, half precision, attention on request."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ofa_plugin.errors import UserError
+from ofa_plugin.models.ofa.layers import drop_path
+from tests.helpers.small_model import build_small, load_case, net_input, small_copy, small_model
+
+
+def tiny(**flags):
+    """S with the smallest backbone, at a random start."""
+    return build_small(recipe=None, resnet_type="resnet_nano", **flags)[0]
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return net_input(load_case("v_base"))
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("flag", ["freeze_encoder_embedding", "freeze_decoder_embedding"])
+def test_freezing_either_embedding_freezes_the_one_matrix(flag: str):
+    assert trained(tiny()) - trained(tiny(**{flag: True})) == {"encoder.embed_tokens.weight"}
+
+
+def test_frozen_resnet_keeps_training_its_convolutions():
+    model = tiny(freeze_resnet=True)
+    images = [name for name in trained(model) if "embed_images" in name]
+    assert images and all("conv" in name or "downsample.0" in name for name in images)
+    assert "encoder.embed_images.bn1.weight" in model.state_dict()
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_frozen_stack_does_not_move(stack: str, batch: dict[str, Tensor]):
+    model = tiny(**{f"freeze_{stack}": True}, dropout=0.5).train()
+    frozen = getattr(model, stack)
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    assert trained(model) and not [p for p in frozen.parameters() if p.requires_grad]
+    model(**batch)[0].sum().backward()
+    assert not frozen.training
+    assert all(torch.equal(before[key], value) for key, value in frozen.state_dict().items())
+
+
+def test_checkpointed_layers_give_the_same_gradients(batch: dict[str, Tensor]):
+    plain, saving = tiny(), tiny(checkpoint_activations=True)
+    saving.load_state_dict(plain.state_dict())
+    gradients = []
+    for model in (plain.train(), saving.train()):
+        model(**batch)[0].square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def test_pad_row_starts_at_random_and_biases_at_zero():
+    model = tiny()
+    assert model.encoder.embed_tokens.weight[1].norm() > 0
+    assert model.encoder.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.encoder.token_rel_pos_table_list[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.encoder.image_proj.bias.abs().max() == 0
+
+
+def test_attention_is_returned_on_request_only(batch: dict[str, Tensor]):
+    model = small_copy()
+    assert model(**batch)[1]["attn"] == [None]
+    (last,) = model(**batch, alignment_layer=2)[1]["attn"]
+    assert last.shape == (2, 7, 64 + 9)
+    torch.testing.assert_close(last.sum(-1), torch.ones(2, 7))
+    (head,) = model(**batch, alignment_layer=-1, alignment_heads=1)[1]["attn"]
+    assert not torch.allclose(head, last)
+    model.make_generation_fast_(need_attn=True)  # fairseq-generate --print-alignment
+    assert torch.equal(model(**batch)[1]["attn"][0], last)
+
+
+def test_asking_for_attention_changes_no_logits(batch: dict[str, Tensor]):
+    model = small_model()
+    torch.testing.assert_close(model(**batch, alignment_layer=0)[0], model(**batch)[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_takes_float_pictures(dtype: torch.dtype, batch: dict[str, Tensor]):
+    model = small_copy()
+    expected = model(**batch)[0].log_softmax(-1)
+    logits, extra = model.to(dtype)(**batch)
+    assert logits.dtype == dtype
+    found = model.get_normalized_probs((logits, extra), log_probs=True)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() < (0.05 if dtype == torch.float16 else 0.5)
+
+
+def test_too_long_source_names_its_flags():
+    with pytest.raises(UserError, match="source of 1025 tokens .*1024 positions.*--max-src-length.*--max-source-pos"):
+        small_model().encoder(torch.zeros(1, 1025, dtype=torch.long))
+
+
+def test_too_long_target_names_its_flags():
+    encoded = small_model().encoder(torch.tensor([[0, 5, 2]]))
+    with pytest.raises(UserError, match="target of 1025 tokens .*1024 positions.*--max-tgt-length.*--max-target-pos"):
+        small_model().decoder(torch.zeros(1, 1025, dtype=torch.long), encoder_out=encoded)
+
+
+def test_too_large_picture_names_its_flags():
+    arguments = {"patch_images": torch.zeros(1, 3, 256, 288), "patch_masks": torch.tensor([True])}
+    named = "288x256 pixels makes 18x16 patches.*16 a side.*--patch-image-size to at most 256.*--image-bucket-size"
+    with pytest.raises(UserError, match=named):
+        tiny(image_bucket_size=16).encoder(torch.tensor([[0, 2]]), **arguments)
+
+
+def test_pictures_need_their_masks():
+    with pytest.raises(ValueError, match="patch_masks"):
+        small_model().encoder(torch.tensor([[0, 2]]), patch_images=torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="patch_images_2"):
+        small_model().encoder(torch.tensor([[0, 2]]), patch_images_2=torch.zeros(1, 3, 32, 32))
+
+
+def test_sampled_patches_are_distinct_and_follow_torchs_seed(batch: dict[str, Tensor]):
+    encoder = small_model().encoder
+    drawn = encoder.draw_patches(5, 64, 20)
+    assert drawn.shape == (5, 20)
+    assert all(len(set(row)) == 20 for row in drawn.tolist())
+    torch.manual_seed(0)  # as it was before the test
+    assert torch.equal(encoder.draw_patches(5, 64, 20), drawn)
+    del batch["prev_output_tokens"]
+    assert encoder(**batch, sample_patch_num=20)["encoder_out"][0].shape == (20 + 9, 2, 64)
+
+
+def test_drop_path_drops_rows_and_keeps_the_mean():
+    x = torch.ones(4000, 3, 2)
+    dropped = drop_path(x, 0.25, training=True)
+    assert all(len(row.unique()) == 1 for row in dropped)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert drop_path(x, 0.25, training=False) is x
+
+
+def test_regularised_training_step_runs(batch: dict[str, Tensor]):
+    rates = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "resnet_drop_path_rate": 0.1}
+    rates |= {"encoder_drop_path_rate": 0.2, "decoder_drop_path_rate": 0.2}
+    rates |= {"encoder_layerdrop": 0.3, "decoder_layerdrop": 0.3}
+    model = tiny(**rates).train()
+    logits, _ = model(**batch)
+    logits.sum().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,67 @@
+"""Captioning rows against the official dataset's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ofa_plugin.data.codec import Codec
+from ofa_plugin.data.image import PictureLoader, normalise
+from ofa_plugin.data.tsv import TSVStore
+from ofa_plugin.errors import BadRow
+from ofa_plugin.tasks.caption import CaptionBuilder
+from tests.helpers.golden import golden, settings, synthetic_image
+
+
+def builder(tmp_path, codec, row, training=True, **given):
+    (tmp_path / "rows.tsv").write_text("\t".join(row) + "\n", encoding="utf-8")
+    store = TSVStore(str(tmp_path / "rows.tsv"), CaptionBuilder.columns)
+    return CaptionBuilder(store, codec, settings(**given), training, PictureLoader(tmp_path, 32))
+
+
+def only(made):
+    [example] = made.examples(0, made.store[0], np.random.default_rng(0))
+    return example
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("number", range(len(golden("dataset_caption.json")["cases"])))
+def test_rows_match_the_official_dataset(shared, tmp_path, number):
+    cases = golden("dataset_caption.json")
+    case, size = cases["cases"][number], cases["image"]
+    if case["scst"]:
+        pytest.skip("reward tuning builds its rows itself")
+    codec = Codec.build("gpt2", str(shared("bpe/gpt2")), 1000, 8192)
+    row = [case["row"][0], synthetic_image(size["w"], size["h"]), case["row"][2]]
+    training = case["split"] == "train"
+    example = only(builder(tmp_path, codec, row, training, max_tgt_length=case["max_tgt_length"]))
+    expected = case["example"]
+    assert example.uniq_id == expected["id"]
+    assert example.source.tolist() == expected["source"]
+    shown = example.target if training else example.reference_tokens
+    assert shown.tolist() == expected["target"]
+    pixels = normalise(example.image[None], False)[0]
+    for (channel, y, x), value in expected["patch_image"]["points"]:
+        assert float(pixels[channel, y, x]) == pytest.approx(value, abs=1e-4)
+    assert float(pixels.mean()) == pytest.approx(expected["patch_image"]["mean"], abs=1e-5)
+    assert float(pixels.std()) == pytest.approx(expected["patch_image"]["std"], abs=1e-5)
+
+
+def test_evaluation_rows_learn_the_first_reference_and_keep_all(world, tmp_path):
+    codec = Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
+    example = only(builder(tmp_path, codec, ["7", synthetic_image(8, 8), "a red circle.&&a  square!"], training=False))
+    assert example.reference == ["a red circle", "a square"]
+    assert codec.decode(example.target).strip() == "a red circle"
+    assert codec.decode(example.reference_tokens).strip() == "a red circle&&a square"
+
+
+def test_an_evaluated_row_without_caption_has_no_reference_and_no_target(world, tmp_path):
+    codec = Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
+    example = only(builder(tmp_path, codec, ["7", synthetic_image(8, 8), ""], training=False))
+    assert example.reference is None and example.target.tolist() == [codec.pad]
+
+
+def test_a_training_row_without_caption_is_a_bad_row(world, tmp_path):
+    codec = Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
+    with pytest.raises(BadRow, match=r"rows.tsv:1: caption: "):
+        only(builder(tmp_path, codec, ["7", synthetic_image(8, 8), ""]))
