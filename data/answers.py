@@ -29,7 +29,7 @@ def read_answers(path: str) -> list[str]:
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"--ans2label-file {path}: no such file")
+        raise UserError(f"--ans2label-file {path}: no such file; give a text file with one answer a line")
     source = f"--ans2label-file {path}"
     content = file.read_bytes()
     if file.suffix == ".json":

@@ -373,7 +373,7 @@ def _folder(bpe: str, bpe_dir: str | None, of_checkpoint: bool = False) -> Path:
         )
     folder = Path(bpe_dir)
     if not folder.is_dir():
-        raise UserError(f"--bpe-dir {bpe_dir}: no such folder")
+        raise UserError(f"--bpe-dir {bpe_dir}: no such folder; check the path, or make it with `ofa train-bpe`")
     missing = [name for name in FILES[bpe] if not (folder / name).is_file()]
     if not missing:
         return folder

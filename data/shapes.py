@@ -136,8 +136,8 @@ def encode_png(image: Image.Image) -> str:
 def write_world(folder: Path, rows: dict[str, int], seed: int, side: int) -> None:
     """Writes `caption/<split>.tsv`, `vqa/<split>.tsv` in OFA's column order, and `vqa/answers.txt`.
 
-    Training captions are one of a picture's captions, drawn; elsewhere all of them, joined by `&&`. Splits share no
-    scene, since each draws from its own generator.
+    A training row has the plainest of a picture's captions; elsewhere all of them are joined by `&&`. Each split draws
+    from a generator of its own.
 
     Args:
         folder: made if missing; files of the same name are replaced.
@@ -154,7 +154,7 @@ def write_world(folder: Path, rows: dict[str, int], seed: int, side: int) -> Non
             scene = random_scene(draw)
             image = encode_png(scene.draw(side))
             told = scene.captions()
-            caption = told[draw.integers(len(told))] if split == "train" else "&&".join(told)
+            caption = told[0] if split == "train" else "&&".join(told)
             captions.append(f"{index}\t{index}\t{caption}\t\t{image}")
             question, answer = scene.question(draw)
             questions.append(f"{index}\t{index}\t{question}\t1.0|!+{answer}\t\t{image}")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fairseq.models
+import fairseq.options
 import fairseq.registry
 import fairseq.tasks
 import fairseq_cli.generate
@@ -194,6 +195,7 @@ def _check_tensors(weights: Any, name: str) -> None:
 
 
 def _strings(node: Any) -> Iterator[str]:
+    node = _plain(node)
     if isinstance(node, str):
         yield node
     elif isinstance(node, (dict, argparse.Namespace)):
@@ -204,9 +206,14 @@ def _strings(node: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
+def _plain(node: Any) -> Any:
+    """OmegaConf's containers as plain ones, nothing resolved."""
+    return omegaconf.OmegaConf.to_container(node, resolve=False) if omegaconf.OmegaConf.is_config(node) else node
+
+
 def _named(cfg: dict, part: str, legacy: str) -> str | None:
     """What `cfg` calls its model, task or criterion: `_name`, or the flag of old models (`arch`, `task`)."""
-    node = cfg.get(part)
+    node = _plain(cfg.get(part))
     settings = vars(node) if isinstance(node, argparse.Namespace) else node
     if not isinstance(settings, dict):
         return None
@@ -220,9 +227,7 @@ def _check_settings(state: dict, name: str) -> None:
     Only classes registered by the plug-in, or by the user's own code, may be named. Interpolations such as
     `${oc.env:SECRET}` would be resolved on access; fairseq saves none.
     """
-    cfg, args = state.get("cfg"), state.get("args")
-    if isinstance(cfg, omegaconf.DictConfig):
-        cfg = omegaconf.OmegaConf.to_container(cfg, resolve=False)
+    cfg, args = _plain(state.get("cfg")), state.get("args")
     if isinstance(args, argparse.Namespace):
         cfg = {"model": args, "task": args, "criterion": args}
     if not isinstance(cfg, dict):
@@ -253,10 +258,8 @@ def _read_data_only() -> None:
     def load_checkpoint_to_cpu(path: str, arg_overrides: dict | None = None, load_on_all_ranks: bool = False) -> dict:
         try:
             state = stock(path, arg_overrides, load_on_all_ranks)
-        except (KeyError, IndexError, AttributeError, TypeError) as error:  # readable, but not what fairseq saves
-            raise UserError(
-                f"{path}: not what fairseq saves ({type(error).__name__}: {error}); take another"
-            ) from error
+        except KeyError as error:  # readable, but a part is missing that fairseq saves
+            raise UserError(f"{path}: not what fairseq saves (it has no {error}); take another file") from error
         for check in tuple(checkpoint_checks.values()):
             check(str(path), state)
         return state
@@ -264,12 +267,17 @@ def _read_data_only() -> None:
     stock = _replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
 
 
+def check_files(filenames: list[str]) -> None:
+    """Raises UserError for the first checkpoint of `--path` that is not there, whole or in shards."""
+    for filename in filenames:
+        if not any(Path(filename).parent.glob(f"{_glob_free(Path(filename).stem)}*")) and "://" not in filename:
+            hint = " (a colon in --path separates several checkpoints)" if len(filenames) > 1 else ""
+            raise UserError(f"--path {filename}: no such file{hint}; check the path")
+
+
 def _name_missing_files() -> None:
     def load_model_ensemble_and_task(filenames: list[str], *args: Any, **kwargs: Any) -> Any:
-        for filename in filenames:
-            if not any(Path(filename).parent.glob(f"{_glob_free(Path(filename).stem)}*")) and "://" not in filename:
-                hint = " (a colon in --path separates several checkpoints)" if len(filenames) > 1 else ""
-                raise UserError(f"--path {filename}: no such file{hint}")
+        check_files(filenames)
         return stock(filenames, *args, **kwargs)
 
     stock = _replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
@@ -291,7 +299,7 @@ def _load_on_all_ranks() -> None:
                 raise
             reason = error.__cause__ or error.__context__
             if isinstance(reason, UserError):
-                raise reason from None
+                raise (reason if filename in str(reason) else UserError(f"{filename}: {reason}")) from None
             raise _wrong_weights(self, filename, reason) from error
 
     stock = _replace(Trainer, "load_checkpoint", load_checkpoint)
@@ -401,7 +409,9 @@ def _leave_no_half_output() -> None:
                 os.remove(output_file.name)
             raise
 
-    stock = _replace(fairseq_cli.generate, "_main", _main)
+    running = sys.modules["__main__"]  # under `python -m` the entry point is that module, and has its own `_main`
+    as_script = getattr(getattr(running, "__spec__", None), "name", "") == "fairseq_cli.generate"
+    stock = _replace(running if as_script else fairseq_cli.generate, "_main", _main)
 
 
 def _list_folders_only() -> None:
@@ -447,8 +457,24 @@ def refuse_unsafe_start(cfg: Any) -> None:
             "--write-checkpoints-asynchronously never writes checkpoint_last.pt, so that a restarted run would begin "
             "anew; leave it out"
         )
-    if common.fp16 and cpu and not (common.memory_efficient_fp16 or common.fp16_no_flatten_grads):
-        raise UserError("--fp16 needs a GPU; on CPU leave it out, or add --fp16-no-flatten-grads")
+    frugal = common.memory_efficient_fp16 or common.memory_efficient_bf16 or common.fp16_no_flatten_grads
+    if (common.fp16 or common.bf16) and cpu and not frugal:
+        flag = "--fp16" if common.fp16 else "--bf16"
+        raise UserError(f"{flag} needs a GPU; on CPU leave it out, or add --fp16-no-flatten-grads")
+
+
+def launched_processes() -> int:
+    """How many processes torchrun, or another launcher that sets the same variables, has started; 1 without one."""
+    launcher = {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+    return int(os.environ.get("WORLD_SIZE", 1)) if launcher else 1
+
+
+def one_process_on_cpu(cfg: Any) -> None:
+    """`--cpu` beside several GPUs: stock's default is a process for each GPU, none of which works on the CPU."""
+    launch, gpus = cfg.distributed_training, torch.cuda.device_count()
+    alone = launch.distributed_init_method is None and launched_processes() == 1
+    if cfg.common.cpu and alone and launch.distributed_world_size == gpus > 1:
+        launch.distributed_world_size = 1
 
 
 def refuse_idle_launch(cfg: Any) -> None:
@@ -458,8 +484,7 @@ def refuse_idle_launch(cfg: Any) -> None:
         UserError: names the flags that work.
     """
     launch, gpus = cfg.distributed_training, torch.cuda.device_count()
-    cpu = cfg.common.cpu or gpus == 0
-    launched = int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) else 1
+    cpu, launched = cfg.common.cpu or gpus == 0, launched_processes()
     if launched > 1 and launch.distributed_world_size == 1:
         raise UserError(
             f"WORLD_SIZE={launched} is set (torchrun), but --distributed-world-size is 1, so that {launched} separate "
@@ -488,6 +513,7 @@ def _refuse_at_start() -> None:
     def call_main(cfg: Any, main: Callable, **kwargs: Any) -> None:
         if "override_args" not in kwargs:  # which fairseq-validate passes; it may halve a model on CPU
             refuse_unsafe_start(cfg)
+        one_process_on_cpu(cfg)
         refuse_idle_launch(cfg)
         stock_call(cfg, main, **kwargs)
 
@@ -497,6 +523,17 @@ def _refuse_at_start() -> None:
 
     stock_call = _replace(distributed_utils, "call_main", call_main)
     stock_init = _replace(Trainer, "__init__", functools.wraps(Trainer.__init__)(__init__))
+
+
+def _take_bf16_for_bf16() -> None:
+    def parse_args_and_arch(*args: Any, **kwargs: Any) -> Any:
+        parsed = stock(*args, **kwargs)
+        options = parsed[0] if isinstance(parsed, tuple) else parsed
+        if getattr(options, "bf16", False) and distributed_utils.xm is None:  # no torch_xla, so no TPU
+            options.tpu = False
+        return parsed
+
+    stock = _replace(fairseq.options, "parse_args_and_arch", parse_args_and_arch)
 
 
 def _say_where_it_starts() -> None:
@@ -530,7 +567,7 @@ def _choose_start(cfg: Any, trainer: Trainer) -> None:
                 "Give an empty --save-dir to start from it"
             )
     elif cfg.finetune_from_model and not PathManager.isfile(cfg.finetune_from_model):
-        raise UserError(f"--finetune-from-model {cfg.finetune_from_model}: no such file")
+        raise UserError(f"--finetune-from-model {cfg.finetune_from_model}: no such file; check the path")
 
 
 def _stop_at_limit(trainer: Trainer, epoch_itr: Any) -> None:
@@ -592,10 +629,11 @@ def _show_user_errors() -> None:
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)
 
-    def save_checkpoint(self: Trainer, filename: str, extra_state: dict) -> None:
+    def save_checkpoint(self: Trainer, filename: str, extra_state: dict) -> str | None:
         crashed = os.path.basename(filename) == "crash.pt" and isinstance(sys.exc_info()[1], UserError)
-        if not crashed:  # a bad row is no crash to look into, and its crash.pt would be a second copy of the weights
-            stock_save(self, filename, extra_state)
+        if crashed:  # a bad row is no crash to look into, and its crash.pt would be a second copy of the weights
+            return None
+        return stock_save(self, filename, extra_state)
 
     stock = _replace(sys, "excepthook", excepthook)
     stock_save = _replace(Trainer, "save_checkpoint", save_checkpoint)
@@ -700,6 +738,13 @@ CURES = (
         SEEN,
         "data_utils._find_extra_valid_paths, .raise_if_valid_subsets_unintentionally_ignored",
         _list_folders_only,
+    ),
+    Cure(
+        "bf16",
+        "--bf16 is taken for the wish for a TPU, and ends in 'NoneType' has no attribute 'xla_device'",
+        SEEN,
+        "options.parse_args_and_arch",
+        _take_bf16_for_bf16,
     ),
     Cure(
         "unsafe_starts",

@@ -121,6 +121,7 @@ class OFATask(FairseqTask):
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
+        self._eval_args()  # a mistake in them should not wait for the first validation
         self.setup()
 
     @classmethod
@@ -165,10 +166,11 @@ class OFATask(FairseqTask):
         saved = task_config_of(state).get("fingerprint")
         if saved is None:
             return
-        size = int(saved.split(":")[0])
+        size, here = int(saved.split(":")[0]), len(self.codec.dictionary)
         if fingerprint(self.codec.dictionary, size) != saved:
+            difference = "of the same size, in another order" if size == here else f"{size} symbols; here {here}"
             raise UserError(
-                f"{filename} was trained with another vocabulary ({size} symbols; here {len(self.codec.dictionary)}): "
+                f"{filename} was trained with another vocabulary ({difference}): "
                 "give the --bpe, --bpe-dir, --num-bins and --code-dict-size that it was trained with"
             )
 
@@ -324,10 +326,15 @@ class OFATask(FairseqTask):
             chosen = json.loads(self.cfg.eval_args or "{}")
         except json.JSONDecodeError as error:
             raise UserError(f"--eval-args is no JSON ({error}): write it like '{{\"beam\": 5}}'") from None
-        known = {item.name for item in fields(GenerationConfig)}
-        for name in chosen:
+        if not isinstance(chosen, dict):
+            raise UserError(f"--eval-args {self.cfg.eval_args} is no JSON object: write it like '{{\"beam\": 5}}'")
+        known = {item.name: item for item in fields(GenerationConfig) if item.name != "_name"}
+        for name, value in chosen.items():
             if name not in known:
                 raise UserError(f"--eval-args: {name!r} is no setting of generation; known: {', '.join(sorted(known))}")
+            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(known[name].type)
+            if kind and type(value) is not known[name].type and not (kind == "a number" and type(value) is int):
+                raise UserError(f"--eval-args: {name} is {kind} (by default {known[name].default}), not {value!r}")
         return chosen
 
     def build_generator(
@@ -425,4 +432,6 @@ def task_config_of(state: dict[str, Any]) -> dict[str, Any]:
 
 def saved_task_config(path: str) -> dict[str, Any]:
     """The task configuration of the first checkpoint that `--path` names."""
-    return task_config_of(checkpoint_utils.load_checkpoint_to_cpu(utils.split_paths(path)[0]))
+    filenames = utils.split_paths(path)
+    compat.check_files(filenames)
+    return task_config_of(checkpoint_utils.load_checkpoint_to_cpu(filenames[0]))

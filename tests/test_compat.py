@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fairseq
 import numpy as np
+import omegaconf
 import pytest
 import torch
 from fairseq import checkpoint_utils, options
@@ -213,6 +214,7 @@ def test_a_compressed_file_is_refused(tmp_path):
     [
         ({"model": {"_name": "ofa_base", "x": "${oc.env:SECRET}"}}, "${oc.env:SECRET}"),
         ({"model": argparse.Namespace(_name="ofa_base", x=["${oc.env:SECRET}"])}, "${oc.env:SECRET}"),
+        ({"model": omegaconf.OmegaConf.create({"_name": "ofa_base", "x": "${oc.env:SECRET}"})}, "${oc.env:SECRET}"),
         ({"model": {"_name": "fconv", "encoder_layers": "__import__('os')"}}, "'fconv'"),
         ({"model": argparse.Namespace(arch="fconv_iwslt_de_en")}, "'fconv_iwslt_de_en'"),
         ({"model": {"_name": "ofa_base"}, "task": {"_name": "translation"}}, "'translation'"),
@@ -403,6 +405,7 @@ def test_validation_files_that_nobody_asked_for_are_named(tmp_path):
         (("--amp",), "--amp divides"),
         (("--write-checkpoints-asynchronously",), "--write-checkpoints-asynchronously never"),
         (("--fp16",), "--fp16 needs a GPU"),
+        (("--bf16",), "--bf16 needs a GPU"),
         (("--distributed-world-size", 2), "--distributed-init-method"),
         (("--distributed-init-method", "tcp://localhost:9"), "--distributed-no-spawn"),
     ],
@@ -415,6 +418,21 @@ def test_flags_that_lose_something_are_refused_before_anything_is_written(toy, t
 @pytest.mark.parametrize("flags", [("--fp16", "--fp16-no-flatten-grads"), ("--memory-efficient-fp16",)])
 def test_half_precision_that_works_on_cpu_is_let_through(tmp_path, flags):
     compat.refuse_unsafe_start(training_cfg(tmp_path, "--cpu", *flags))
+
+
+def test_bf16_is_not_taken_for_a_tpu(toy, tmp_path):
+    ok(toy("--max-update", 1, "--bf16", "--fp16-no-flatten-grads"))
+    assert training_cfg(tmp_path, "--bf16").common.tpu is False
+    stock = toy("--max-update", 1, "--bf16", "--fp16-no-flatten-grads", without="bf16", save="other")
+    assert stock.code != 0 and "xla_device" in stock.output
+
+
+def test_cpu_beside_several_gpus_means_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for flags, processes in ((("--cpu",), 1), ((), 2), (("--cpu", "--distributed-init-method", "tcp://a:1"), 2)):
+        cfg = training_cfg(tmp_path, "--distributed-world-size", 2, *flags)
+        compat.one_process_on_cpu(cfg)
+        assert cfg.distributed_training.distributed_world_size == processes
 
 
 def test_torchrun_without_a_world_size_is_refused(tmp_path, monkeypatch):
@@ -496,6 +514,49 @@ def test_a_real_process_says_one_line_and_no_warning_and_exits_with_1(tmp_path):
     )
     assert finished.returncode == 1
     assert finished.stderr == "error: --restore-file /no.pt: no such file; leave the flag out to train from scratch\n"
+
+
+def test_generation_that_is_refused_leaves_no_output_file(tmp_path):
+    results = tmp_path / "results"
+    command = [
+        sys.executable,
+        "-m",
+        "fairseq_cli.generate",
+        "nothing",
+        "--user-dir",
+        TOY,
+        "--task",
+        "toy_copy",
+        "--cpu",
+    ]
+    flags = ["--path", tmp_path / "no.pt", "--gen-subset", "test", "--batch-size", "4", "--results-path", results]
+    finished = subprocess.run(
+        [*map(str, [*command, *flags])], capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL
+    )
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith(f"error: --path {tmp_path / 'no.pt'}: no such file")
+    assert not list(results.iterdir())
+
+
+def test_a_user_error_leaves_no_crash_dump_and_other_saves_name_their_file(tmp_path, monkeypatch):
+    from fairseq.trainer import Trainer
+
+    class Stub:
+        should_save_checkpoint_on_current_rank = True
+
+        class cfg:
+            class checkpoint:
+                write_checkpoints_asynchronously = False
+
+        def state_dict(self):
+            return {"extra_state": {}}
+
+    path = tmp_path / "crash.pt"
+    try:
+        raise UserError("a.tsv:3: image: empty: write one")
+    except UserError:
+        assert Trainer.save_checkpoint(Stub(), str(path), {}) is None and not path.exists()
+    assert Trainer.save_checkpoint(Stub(), str(path), {}) == str(path) and path.exists()
 
 
 @pytest.mark.parametrize(

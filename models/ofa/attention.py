@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from .position import split_heads
 
+CACHED = 2**19
+"""Attention weights that are computed together in the backward pass: 2 MB in float32."""
+
 
 class Attention(nn.Module):
     """Attention of OFA: logits are scaled by 1 / sqrt(2 * head width) and biased by position.
@@ -82,7 +85,7 @@ class FlashWithBias(torch.autograd.Function):
 
     torch's own goes back to plain matrices as soon as the bias needs a gradient, and keeps several of them of the size
     [B, H, T, S] for the backward pass. This keeps the inputs, the output and the log-sum of each query, and computes
-    the weights again, one sample at a time, so that they stay in the cache.
+    the weights again, a few samples at a time, so that they stay in the processor's cache.
     """
 
     @staticmethod
@@ -117,18 +120,22 @@ class FlashWithBias(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias)
         log_sum = log_sum.unsqueeze(-1).to(queries.dtype)
         inner = (grad_out * out).sum(-1, keepdim=True)
-        for row in range(len(queries)):
-            shared = 0 if len(bias) == 1 else row
-            offset = bias[shared] - log_sum[row]
+        batch, heads, rows, _ = queries.shape
+        step = max(1, CACHED // (heads * rows * keys.shape[2]))
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            of_bias = slice(None) if len(bias) == 1 else part
+            offset = bias[of_bias] - log_sum[part]
             if padding is not None:
-                offset = offset + padding[row]
-            q, k, v, g = queries[row], keys[row], values[row], grad_out[row]
-            weights = torch.baddbmm(offset, q, k.transpose(1, 2), alpha=ctx.scale).exp_()  # [H, T, S]
-            torch.bmm(weights.transpose(1, 2), g, out=grads[2][row])
-            slope = torch.baddbmm(inner[row], g, v.transpose(1, 2), beta=-1).mul_(weights)
-            grad_bias[shared] += slope
-            torch.bmm(slope, k, out=grads[0][row]).mul_(ctx.scale)
-            torch.bmm(slope.transpose(1, 2), q, out=grads[1][row]).mul_(ctx.scale)
+                offset = offset + padding[part]
+            q, k, v, g = (x[part].flatten(0, 1) for x in (queries, keys, values, grad_out))
+            weights = torch.baddbmm(offset.flatten(0, 1), q, k.transpose(1, 2), alpha=ctx.scale).exp_()  # [N * H, T, S]
+            slope = torch.baddbmm(inner[part].flatten(0, 1), g, v.transpose(1, 2), beta=-1).mul_(weights)
+            torch.bmm(slope, k, out=grads[0][part].flatten(0, 1)).mul_(ctx.scale)
+            torch.bmm(slope.transpose(1, 2), q, out=grads[1][part].flatten(0, 1)).mul_(ctx.scale)
+            torch.bmm(weights.transpose(1, 2), g, out=grads[2][part].flatten(0, 1))
+            slope = slope.unflatten(0, (-1, heads))
+            grad_bias[of_bias] += slope.sum(0, keepdim=True) if len(bias) == 1 < len(slope) else slope
         return *grads, grad_bias, None, None
 
 

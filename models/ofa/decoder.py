@@ -262,9 +262,6 @@ class Decoder(FairseqIncrementalDecoder):
         """Most target tokens."""
         return self.max_target_positions
 
-    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Nothing here: `OFAModel` upgrades the whole state dict."""
-
 
 def _by_row(of_modes: list[Tensor], code_masks: Tensor | None) -> Tensor:
     """One mode's value, or row by row that of the row's mode: float[1 or B, ...]."""

@@ -13,9 +13,7 @@ from tests.helpers.stock import Finished, ok, run
 
 
 @pytest.fixture(scope="session")
-def train_once(
-    world: World, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[str, Path, Finished]]:
+def train_once(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str, Path, Finished]]:
     """Gives (task, save folder, what the run printed) of two epochs with validation; trained when first asked for."""
 
     @functools.cache

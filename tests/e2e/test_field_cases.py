@@ -58,8 +58,9 @@ def test_fc01_punctuation_goes_unless_nothing_else_is_left(world):
     expected = ["a dog", "a cat", "he said hi twice", "the dogs bone", '"', "a big red bus"]
     for training in (True, False):
         builder = CaptionBuilder(store, codec(world), settings(), training, PictureLoader(CASES / "fc01", 16))
-        [learned] = zip(*(builder.examples(i, row, np.random.default_rng(0)) for i, row in enumerate(store)), strict=True)
-        assert [builder.codec.decode(example.target).strip() for example in learned] == expected
+        for index, (row, caption) in enumerate(zip(store, expected, strict=True)):
+            [example] = builder.examples(index, row, np.random.default_rng(0))
+            assert builder.codec.decode(example.target).strip() == caption
     assert [builder.reference(row) for row in store] == [[caption] for caption in expected]
 
 
@@ -178,12 +179,12 @@ def not_finite(message: str, data: Path) -> None:
 
 def test_fc37_weights_with_nan_are_named_and_write_nothing(captioner, tmp_path):
     def poison(state: dict) -> None:
-        matrix = next(w for key, w in state["model"].items() if key.startswith("decoder.") and w.dim() == 2)
-        matrix[0, 0] = float("nan")
+        weights = (w for key, w in state["model"].items() if key.startswith("decoder.") and w.is_floating_point())
+        next(w for w in weights if w.dim() == 2)[0, 0] = float("nan")
 
     data = CASES / "fc37" / "caption.tsv"
     poisoned = edited(captioner, tmp_path / "poisoned.pt", poison)
-    finished = generate(data, poisoned, tmp_path / "out")
+    finished = generate(data, poisoned, tmp_path / "out", "--selected-cols", "0,4,2")
     not_finite(error_of(finished), data)
     assert "16 < 16" not in finished.output
     assert left_in(tmp_path / "out") == []
@@ -195,15 +196,14 @@ def test_fc37_broken_statistics_are_named_by_validation_in_training(world, capti
 
     data = CASES / "fc37" / "caption.tsv"
     poisoned = edited(captioner, tmp_path / "poisoned.pt", poison)
-    validating = ("--eval-cider", "--finetune-from-model", poisoned)
-    command = [arg for arg in _train_flags(world, data, tmp_path / "save", *validating) if arg != "--disable-validation"]
-    not_finite(error_of(run(*command, log=tmp_path / "train.log")), data)
+    finished = run(
+        *("train", data, *world.flags("caption")[1:], "--finetune-from-model", poisoned, "--eval-cider"),
+        *("--batch-size", 2, "--max-update", 2, "--num-workers", 0, "--selected-cols", "0,4,2"),
+        *("--save-dir", tmp_path / "save"),
+        log=tmp_path / "train.log",
+    )
+    not_finite(error_of(finished), data)
     assert left_in(tmp_path / "save") == []
-
-
-def _train_flags(world, data: Path, save: Path, *flags: object) -> list[object]:
-    short = ("--batch-size", 2, "--max-update", 2, "--num-workers", 0, "--save-dir", save)
-    return ["train", data, *world.flags("caption")[1:], *short, *flags]
 
 
 def test_fc40_a_finished_run_says_which_limit_it_reached(world, captioner, tmp_path):
@@ -288,12 +288,13 @@ def test_fc44_rows_and_epochs_draw_differently_and_a_resume_draws_the_same(draws
     assert not set(drawn(draws(seed=2), 0, (1,))[0].values()) & set(first.values())
 
 
-@pytest.mark.parametrize(("workers", "start"), [(2, "fork"), (4, "fork"), (2, "spawn")])
-def test_fc44_workers_draw_what_one_process_draws(draws, workers, start):
+@pytest.mark.parametrize(("workers", "start", "epochs"), [(2, "fork", 2), (4, "fork", 2), (2, "spawn", 1)])
+def test_fc44_workers_draw_what_one_process_draws(draws, workers, start, epochs):
+    expected = drawn(draws(), 0, (1, 2)[:epochs])
     usual = multiprocessing.get_start_method()
     multiprocessing.set_start_method(start, force=True)
     try:
-        assert drawn(draws(), workers, (1, 2)) == drawn(draws(), 0, (1, 2))
+        assert drawn(draws(), workers, (1, 2)[:epochs]) == expected
     finally:
         multiprocessing.set_start_method(usual, force=True)
 
@@ -342,7 +343,7 @@ def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_p
     ok(generate(data, captioner, tmp_path / "out", *valued, *(f"--{name.replace('_', '-')}" for name in switches)))
 
 
-@pytest.mark.parametrize("name", ["a b", "a=b", "naïve", "100%", "a,b", "a:b"])
+@pytest.mark.parametrize("name", ["a b=naïve 100%", "a,b", "a:b"])
 def test_fc47_awkward_folder_names_work(world, tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()

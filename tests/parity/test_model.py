@@ -50,6 +50,7 @@ VARIANTS: list[tuple[str, dict[str, Any], int]] = [  # name, flags, every nth en
     ("interpolate256", {"interpolate_position": True}, 1),
     ("code32", {"code_image_size": 32}, 1),
     ("untied_ffn", {"decoder_ffn_embed_dim": 96}, 1),
+    ("no_token_pos", {}, 1),  # the official flag changes nothing, there as here
     ("relu", {"activation_fn": "relu"}, 1),
 ]
 

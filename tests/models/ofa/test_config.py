@@ -7,12 +7,15 @@ from argparse import Namespace
 from dataclasses import fields
 
 import pytest
+import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import build_model
+from omegaconf import OmegaConf
 
 from ofa_plugin.errors import UserError
 from ofa_plugin.models.ofa.config import ALWAYS_SO, ARCHITECTURES, SWITCHED_ON, UNREAD, OFAConfig, resolve
-from tests.helpers.small_model import build_small
+from tests.helpers.small_model import build_small, small_dictionary
 
 
 def from_command_line(*flags: str) -> OFAConfig:
@@ -80,6 +83,21 @@ def test_impossible_configuration_is_refused_by_flag(wrong: dict, named: str):
 def test_unknown_resnet_is_refused_by_flag(kind: str):
     with pytest.raises(UserError, match=f"--resnet-type {kind} is unknown"):
         build_small(recipe=None, resnet_type=kind)
+
+
+def test_fairseq_builds_from_a_configuration_and_again_from_the_one_it_saved():
+    parsed = options.parse_args_and_arch(
+        options.get_training_parser(), ["data", "--task", "translation", "--arch", "ofa_nano", "--encoder-layers", "1"]
+    )
+    cfg = convert_namespace_to_omegaconf(parsed).model
+    task = Namespace(source_dictionary=small_dictionary(), target_dictionary=small_dictionary())
+    model = build_model(cfg, task)
+    assert (len(model.encoder.layers), len(model.decoder.layers), model.max_positions()) == (1, 3, (256, 256))
+    saved = OmegaConf.create(OmegaConf.to_container(cfg))  # plain types, as in a checkpoint
+    del saved["allow_missing_weights"]  # a field that came later
+    again = build_model(saved, task, from_checkpoint=True)
+    again.load_state_dict(model.state_dict(), strict=True, model_cfg=saved)
+    assert torch.equal(again.encoder.layers[0].fc1.weight, model.encoder.layers[0].fc1.weight)
 
 
 def test_every_unread_flag_is_foreign_to_the_configuration():

@@ -1,0 +1,90 @@
+"""Fused attention with a learned bias is attention: values and gradients, whatever path serves them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ofa_plugin.models.ofa.attention import Attention, FlashWithBias
+
+ROWS, HEADS, QUERIES, KEYS, WIDTH = 3, 2, 4, 5, 8
+
+
+@pytest.fixture(params=[1, ROWS], ids=["shared bias", "bias of each row"])
+def inputs(request: pytest.FixtureRequest) -> list[Tensor]:
+    """Queries, keys, values and a bias that hides the last keys of the first query; float64."""
+    shapes = (
+        [(ROWS, HEADS, QUERIES, WIDTH)] + 2 * [(ROWS, HEADS, KEYS, WIDTH)] + [(request.param, HEADS, QUERIES, KEYS)]
+    )
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    tensors[3][:, :, 0, 3:] = -torch.inf
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.fixture(params=[True, False], ids=["padded", "unpadded"])
+def padding(request: pytest.FixtureRequest) -> Tensor | None:
+    if not request.param:
+        return None
+    mask = torch.zeros(ROWS, 1, 1, KEYS, dtype=torch.float64)
+    mask[1, ..., 2:] = -torch.inf
+    return mask
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_fused_values_and_gradients_are_those_of_plain_attention(
+    monkeypatch: pytest.MonkeyPatch, inputs: list[Tensor], padding: Tensor | None, samples: int
+):
+    monkeypatch.setattr("ofa_plugin.models.ofa.attention.CACHED", samples * HEADS * QUERIES * KEYS)
+    assert FlashWithBias.serves(inputs[0], inputs[3])
+    queries, keys, values, bias = inputs
+    logits = 0.3 * queries @ keys.transpose(-1, -2) + bias + (0 if padding is None else padding)
+    plain = logits.softmax(-1) @ values
+    fused = FlashWithBias.apply(queries, keys, values, bias, padding, 0.3)
+    torch.testing.assert_close(fused, plain)
+    direction = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, inputs, direction)
+    torch.testing.assert_close(torch.autograd.grad(fused, inputs, direction), expected)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_module_gives_the_same_with_and_without_the_fused_path(monkeypatch: pytest.MonkeyPatch, need_weights: bool):
+    attention = Attention(16, HEADS, 2.0, scale_heads=True)
+    x, bias = torch.randn(ROWS, KEYS, 16), torch.randn(1, HEADS, KEYS, KEYS, requires_grad=True)
+    fused, _ = attention(x, *attention.keys_and_values(x), bias)
+    (fused_gradient,) = torch.autograd.grad(fused.square().sum(), bias)
+    monkeypatch.setattr(FlashWithBias, "serves", staticmethod(lambda queries, bias: False))
+    other, weights = attention(x, *attention.keys_and_values(x), bias, need_weights=need_weights)
+    (gradient,) = torch.autograd.grad(other.square().sum(), bias)
+    torch.testing.assert_close(other, fused, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, fused_gradient, rtol=1e-4, atol=1e-6)
+    assert (weights is not None) == need_weights
+
+
+def test_fused_path_keeps_no_weights_of_every_row():
+    attention = Attention(16, HEADS, 2.0, scale_heads=False)
+    x, bias = torch.randn(8, 40, 16), torch.randn(1, HEADS, 40, 40, requires_grad=True)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        attention(x, *attention.keys_and_values(x), bias)
+    assert max(sizes) < 8 * HEADS * 40 * 40
+
+
+def test_sixteen_bits_and_inference_take_torchs_own_path():
+    bias = torch.randn(1, HEADS, 2, 2, requires_grad=True)
+    queries = torch.randn(1, HEADS, 2, WIDTH)
+    assert not FlashWithBias.serves(queries.bfloat16(), bias)
+    assert not FlashWithBias.serves(queries, bias.detach())
+    with torch.no_grad():
+        assert not FlashWithBias.serves(queries, bias)
+
+
+def test_dropout_works_on_the_attention_weights():
+    attention = Attention(16, HEADS, 2.0, scale_heads=True, dropout=0.5).train()
+    x, bias = torch.randn(2, 6, 16), torch.zeros(1, HEADS, 6, 6, requires_grad=True)
+    first, _ = attention(x, *attention.keys_and_values(x), bias)
+    second, _ = attention(x, *attention.keys_and_values(x), bias)
+    assert not torch.equal(first, second)
+    attention.eval()
+    once, _ = attention(x, *attention.keys_and_values(x), bias)
+    assert torch.equal(attention(x, *attention.keys_and_values(x), bias)[0], once)
