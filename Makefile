@@ -3,7 +3,7 @@
 # make clean        removes what these made, the environment included
 # PYTHON=python3.12 takes another Python, VENV=folder another environment.
 
-PYTHON = python3
+PYTHON ?= python3
 VENV = .venv
 # one thread for each of two test processes; torch's own threads would fight over the cores
 WORKERS = 2

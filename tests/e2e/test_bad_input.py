@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cases import caption_row, entries, generate, left_in, picture, train, vqa_row
-from tests.helpers.stock import error_of, ok
+from tests.helpers.stock import error_of, ok, run
 
 GOOD = "".join(caption_row(number) for number in range(4))
 
@@ -101,8 +101,6 @@ def test_an_answer_set_that_is_none(world, tmp_path, flags, words):
     (tmp_path / "vqa.tsv").write_text(vqa_row(1))
     given = [word for word in world.flags("vqa")[1:] if not str(word).endswith("answers.txt")]
     given.remove("--ans2label-file")
-    from tests.helpers.stock import run
-
     finished = run(
         *("train", tmp_path / "vqa.tsv", *given, "--batch-size", 2, "--max-update", 1),
         *("--save-dir", tmp_path / "save", *flags),
@@ -130,8 +128,6 @@ def test_a_missing_validation_subset_is_told_before_training(world, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "train.tsv").write_text(GOOD)
-    from tests.helpers.stock import run
-
     finished = run(
         *("train", data, *world.flags("caption")[1:], "--batch-size", 2, "--max-update", 1),
         *("--save-dir", tmp_path / "save"),
@@ -185,6 +181,18 @@ def test_several_bad_rows_of_a_batch_are_counted(not_generated, tmp_path):
     data = tmp_path / "rows.tsv"
     data.write_text("".join(caption_row(number, image="absent.png") for number in range(3)))
     not_generated(data, "--batch-size", 3, words=(f"{data}:1: image:", "(2 more bad rows in this batch)"))
+
+
+def test_a_bad_row_that_validation_meets(world, good, tmp_path):
+    bad = tmp_path / "bad.tsv"
+    bad.write_text(GOOD + caption_row(9, image="absent.png"))
+    finished = run(
+        *("train", f"{good},{bad}", *world.flags("caption")[1:], "--batch-size", 4, "--max-epoch", 1),
+        *("--num-workers", 0, "--save-dir", tmp_path / "save"),
+        log=tmp_path / "train.log",
+    )
+    assert f"{bad}:5: image: no picture 'absent.png'" in error_of(finished)
+    assert left_in(tmp_path / "save") == []
 
 
 @pytest.mark.parametrize(
