@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from ..errors import BadRow
+from ..errors import BadRow, UserError
 from .builder import Builder
 from .example import Example, collate
 
@@ -123,6 +123,8 @@ class OFADataset(FairseqDataset):
         `SORT_WINDOW` batches, and the number of batches is made a multiple of the number of ranks, so that no rank
         ends an epoch on a dummy batch, which would spoil its gradient's weight.
         """
+        if max_sentences is not None and max_sentences < 1:
+            raise UserError(f"--batch-size {max_sentences}: must be at least 1")
         limit = max_sentences or len(indices)
         if self.shuffle:
             window = SORT_WINDOW * limit

@@ -584,6 +584,25 @@ def _stop_at_limit(trainer: Trainer, epoch_itr: Any) -> None:
     logger.warning(f"nothing to train: the checkpoint has reached {reached}; raise {flag} to go on")
 
 
+def _name_broken_gradients() -> None:
+    def train_step(self: Trainer, samples: list[dict], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return stock(self, samples, *args, **kwargs)
+        except (FloatingPointError, StopIteration) as error:  # the second from stock's search for the first's place
+            broken = error if isinstance(error, FloatingPointError) else error.__context__
+            if not isinstance(broken, FloatingPointError):
+                raise
+            places = [place for sample in samples for place in (sample or {}).get("places", ())]
+            shown = ", ".join(places[:3]) + (f" and {len(places) - 3} more rows" if len(places) > 3 else "")
+            raise UserError(
+                f"update {self.get_num_updates() + 1}: {broken} (rows: {shown or 'unknown'}); the checkpoints written "
+                "before are whole. Lower --lr, warm up longer (--warmup-ratio), clip harder (--clip-norm), or with "
+                "small batches fix BatchNorm (--freeze-resnet)"
+            ) from error
+
+    stock = _replace(Trainer, "train_step", train_step)
+
+
 # ---- what the user sees ----------------------------------------------------------------------------------------------
 
 NOISE = (
@@ -724,6 +743,13 @@ CURES = (
         SEEN,
         "NGramRepeatBlock._no_repeat_ngram",
         _block_ngrams,
+    ),
+    Cure(
+        "broken_gradients",
+        "NaN in the gradients ends in a StopIteration of the search for where it began",
+        SEEN,
+        "Trainer.train_step",
+        _name_broken_gradients,
     ),
     Cure(
         "half_written_output",

@@ -1,8 +1,8 @@
 """`make quickstart`: from nothing to a model that captions pictures and answers questions about them.
 
-Makes a picture world, trains `ofa_nano` twice through the stock `fairseq-train` (captions; questions with a closed
-answer set), answers on held-out pictures through the stock `fairseq-generate`, compares with what guessing gives, and
-draws a contact sheet. With QUICK=1 in the environment the same path is walked with few updates and no quality gate.
+Makes a picture world, trains `ofa_nano` through the stock `fairseq-train` on captions, then from there on questions with a
+closed answer set, answers on held-out pictures through the stock `fairseq-generate`, compares with what guessing gives,
+and draws a contact sheet. With QUICK=1 in the environment the same path is walked with few updates and no quality gate.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from .errors import UserError
+
 USER_DIR = Path(__file__).resolve().parent
 SIDE = 64  # pixels of a picture
 ROWS = {"train": 8000, "valid": 100, "test": 300}
-UPDATES = {"caption": 600, "vqa": 900}
+UPDATES = {"caption": 600, "vqa": 1500}
 QUICK_ROWS = {"train": 256, "valid": 16, "test": 24}
 QUICK_UPDATES = {"caption": 12, "vqa": 12}
 TASK = {"caption": "caption", "vqa": "vqa_gen"}
@@ -32,19 +34,20 @@ def main(folder: str = "quickstart") -> int:
     """Runs the quickstart in `folder`; 0 when the model beats its baselines (or QUICK=1), else 1."""
     quick = os.environ.get("QUICK", "") not in ("", "0")
     out = Path(folder).resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    _empty(out)
     started = time.monotonic()
     say(f"Works in {out} on {_device()}; needs about 50 MB there.")
 
     say("1. A picture world of our own: coloured shapes, captions, questions")
     _make_data(out, QUICK_ROWS if quick else ROWS)
 
-    say("2. Training twice with fairseq-train, side by side")
-    _run_both(out, {name: _train_command(out, name, quick) for name in TASK}, "train")
+    say("2. Training with fairseq-train: first captions, then questions from the captions' weights")
+    for name in TASK:
+        _run_all(out, {name: _train_command(out, name, quick)}, "train")
 
     say("3. Answering on held-out pictures with fairseq-generate; then once more with the pictures shuffled")
     for subset in ("test", "shuffled"):
-        _run_both(out, {name: _generate_command(out, name, subset) for name in TASK}, f"generate-{subset}")
+        _run_all(out, {name: _generate_command(out, name, subset) for name in TASK}, f"generate-{subset}")
 
     passed = _report(out)
     sheet = _contact_sheet(out)
@@ -58,6 +61,16 @@ def main(folder: str = "quickstart") -> int:
     if not passed:
         print("The model did not beat its baselines as it should: please report the numbers above.", file=sys.stderr)
     return 0 if passed else 1
+
+
+def _empty(out: Path) -> None:
+    """Makes way for a new run: removes an earlier one, and nothing else."""
+    mark = out / ".made-by-quickstart"
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise UserError(f"{out} holds something else than an earlier quickstart: name another folder, or empty it")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    mark.touch()
 
 
 def say(text: str) -> None:
@@ -109,12 +122,13 @@ def _train_command(out: Path, name: str, quick: bool) -> list[str]:
         *("--criterion", "adjust_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
         *("--optimizer", "adam", "--adam-betas", "(0.9,0.999)", "--weight-decay", "0.01", "--clip-norm", "1.0"),
         *("--lr", "1e-3", "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.06"),
-        *("--batch-size", "64", "--max-update", str(updates), "--num-workers", "1", "--disable-validation"),
+        *("--batch-size", "32", "--max-update", str(updates), "--num-workers", "1", "--disable-validation"),
         *("--no-epoch-checkpoints", "--save-dir", str(out / "checkpoints" / name)),
         *("--log-format", "json", "--log-interval", "10"),
     ]
     if name == "vqa":
         command += ["--ans2label-file", str(out / "data" / "vqa" / "answers.txt")]
+        command += ["--finetune-from-model", str(out / "checkpoints" / "caption" / "checkpoint_last.pt")]
     return command
 
 
@@ -126,8 +140,8 @@ def _generate_command(out: Path, name: str, subset: str) -> list[str]:
     ]
 
 
-def _run_both(out: Path, commands: dict[str, list[str]], stage: str) -> None:
-    """Runs one command per task at the same time, each on its share of the cores, and shows how far they are."""
+def _run_all(out: Path, commands: dict[str, list[str]], stage: str) -> None:
+    """Runs the commands, by task, at the same time, each on its share of the cores, and shows how far they are."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 2) // len(commands)))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
@@ -163,11 +177,11 @@ def _run_both(out: Path, commands: dict[str, list[str]], stage: str) -> None:
 
 def _progress(name: str, log: Path) -> str:
     """`caption: update 300, loss 1.23` from the last JSON line of a training log."""
-    found = re.findall(r"\{\"epoch\".*\}", log.read_text(errors="replace"))
+    found = re.findall(r"train_inner \| (\{.*\})", log.read_text(errors="replace"))
     if not found:
         return ""
     state = json.loads(found[-1])
-    return f"{name}: update {state.get('num_updates', '?')}, loss {state.get('loss', '?')}"
+    return f"{name}: update {state['num_updates']}, loss {state['loss']}"
 
 
 # ---------------------------------------------------------------------------------------------------------- result
@@ -262,7 +276,7 @@ How to go on:
 
 
 if __name__ == "__main__":
-    from . import UserError, register
+    from . import register
 
     try:
         register()

@@ -107,9 +107,11 @@ class OFATask(FairseqTask):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        vocabulary = cfg.vocabulary
-        if vocabulary:
-            self.codec = Codec.restore(vocabulary, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
+        for name in ("max_src_length", "max_tgt_length", "patch_image_size"):
+            if cfg[name] < 1:
+                raise UserError(f"--{name.replace('_', '-')} {cfg[name]}: must be at least 1")
+        if cfg.vocabulary:
+            self.codec = Codec.restore(cfg.vocabulary, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
         else:
             self.codec = Codec.build(cfg.bpe, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
         cfg.vocabulary, cfg.bpe_dir = self.codec.state(), None  # a checkpoint needs no folder beside it
@@ -132,7 +134,7 @@ class OFATask(FairseqTask):
         """
         saved = saved_task_config(cfg.path) if cfg.path else {}
         for name in cfg:
-            if name not in OWN_TO_A_RUN and cfg[name] is None or cfg[name] is False:  # a switch can only be switched on
+            if name not in OWN_TO_A_RUN and (cfg[name] is None or cfg[name] is False):  # a switch is only switched on
                 value = saved.get(name)
                 cfg[name] = DEFAULTS.get(name, cfg[name]) if value is None else value
         task = cls(cfg)
@@ -303,6 +305,12 @@ class OFATask(FairseqTask):
                 self.metric.name,
                 lambda meters: self.metric().value(meters["_metric_sum"].sum, meters["_metric_count"].sum),
             )
+
+    def post_validate(self, model: nn.Module, stats: dict[str, Any], agg: Any) -> None:
+        """fairseq's hook between a validation and the choice of the best checkpoint."""
+        wanted = self.cfg.best_checkpoint_metric
+        if wanted not in stats:
+            raise UserError(f"--best-checkpoint-metric {wanted}: validation logs {', '.join(sorted(stats))}")
 
     # ---------------------------------------------------------------------------------------------- generation
 

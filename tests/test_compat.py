@@ -81,6 +81,12 @@ def updates_in(path: Path) -> int:
 # ---- the list itself -------------------------------------------------------------------------------------------------
 
 
+def test_the_page_of_cures_has_them_all():
+    page = (ROOT / "docs" / "compat.md").read_text()
+    for cure in compat.CURES:
+        assert f"| `{cure.name}` | {cure.defect} | {cure.versions} | {cure.replaces or 'nothing'} |" in page
+
+
 def test_every_cure_says_what_it_is_for_and_is_applied_once():
     assert [cure.name for cure in compat.CURES] == list(compat.replaced)
     before = sys.excepthook, checkpoint_utils.load_checkpoint_to_cpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.eos = dictionary.eos()
         self.supported_targets = {"self"}
         self.classification_heads = nn.ModuleDict()
-        self.apply(_initialise)
+        self.apply(functools.partial(_initialise, xavier=cfg.linear_init == "xavier"))
         self._freeze()
 
     @classmethod
@@ -195,12 +196,18 @@ class LinearHead(nn.Module):
         return self.out_proj(F.dropout(features, self.dropout, self.training))
 
 
-def _initialise(module: nn.Module) -> None:
-    """BERT's start, as official: N(0, 0.02) for every matrix and table, the pad row included, and no offsets."""
+def _initialise(module: nn.Module, xavier: bool) -> None:
+    """BERT's start, as official: N(0, 0.02) for every matrix and table, the pad row included, and no offsets.
+
+    With `xavier`, linear layers start from a uniform distribution that their width decides (Glorot and Bengio 2010).
+    The output projection, the one without offsets, is the token matrix and starts as a table does.
+    """
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+        if xavier:
+            nn.init.xavier_uniform_(module.weight)
 
 
 def _register(name: str) -> None:

@@ -260,3 +260,24 @@ def test_a_checkpoint_that_is_not_there(refused, not_generated, good, tmp_path):
     missing = tmp_path / "nowhere.pt"
     refused(good, "--restore-file", missing, words=(f"--restore-file {missing}: no such file", "from scratch"))
     not_generated(good, checkpoint=missing, words=(f"--path {missing}: no such file", "check the path"))
+
+
+def test_gradients_that_are_no_numbers_name_the_update_and_what_to_do(world, tmp_path):
+    command = ("train", *world.flags("caption"), "--batch-size", 16, "--max-update", 6, "--num-workers", 0)
+    limits = ("--lr-scheduler", "fixed", "--lr", "1e9", "--disable-validation", "--save-dir", tmp_path / "save")
+    message = error_of(run(*command, *limits, log=tmp_path / "train.log"))
+    assert "update " in message and "train.tsv:" in message and "--lr" in message
+
+
+def test_an_unknown_metric_to_choose_by_is_named_with_those_there_are(world, tmp_path):
+    command = ("train", *world.flags("caption"), "--batch-size", 16, "--max-update", 1, "--num-workers", 0)
+    limits = ("--lr-scheduler", "fixed", "--best-checkpoint-metric", "ciderr", "--save-dir", tmp_path / "save")
+    message = error_of(run(*command, *limits, log=tmp_path / "train.log"))
+    assert "--best-checkpoint-metric ciderr" in message and "loss" in message
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--max-tgt-length", "--max-src-length", "--patch-image-size"])
+def test_a_size_of_nothing_is_refused_by_its_flag(world, tmp_path, flag):
+    command = ("train", *world.flags("caption"), "--batch-size", 16, "--max-update", 1, "--num-workers", 0)
+    limits = ("--lr-scheduler", "fixed", "--disable-validation", "--save-dir", tmp_path / "save", flag, 0)
+    assert f"{flag} 0" in error_of(run(*command, *limits, log=tmp_path / "train.log"))
