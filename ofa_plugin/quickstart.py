@@ -1,8 +1,8 @@
 """`make quickstart`: from nothing to a model that captions pictures and answers questions about them.
 
-Makes a picture world, trains `ofa_nano` through the stock `fairseq-train` on captions, then from there on questions with a
-closed answer set, answers on held-out pictures through the stock `fairseq-generate`, compares with what guessing gives,
-and draws a contact sheet. With QUICK=1 in the environment the same path is walked with few updates and no quality gate.
+Makes a picture world; trains `ofa_nano` through the stock `fairseq-train`, first on captions, then from there on
+questions with a closed answer set; answers on held-out pictures through the stock `fairseq-generate`; compares with what
+guessing gives; draws a contact sheet. With QUICK=1 in the environment: the same path, few updates, no verdict.
 """
 
 from __future__ import annotations
