@@ -84,8 +84,8 @@ class OFADataset(FairseqDataset):
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """Training batches are composed anew each epoch from (seed, epoch), so that a resumed run meets the same."""
-        return not self.shuffle
+        """One iterator serves all epochs, and so do its workers; the task has it compose each epoch's batches anew."""
+        return True
 
     def ordered_indices(self) -> np.ndarray:
         """int64[N]: a permutation drawn from (seed, epoch) for training, else file order."""

@@ -1,8 +1,8 @@
 """`make quickstart`: from nothing to a model that captions pictures and answers questions about them.
 
 Makes a picture world; trains `ofa_nano` through the stock `fairseq-train`, first on captions, then from there on
-questions with a closed answer set; answers on held-out pictures through the stock `fairseq-generate`; compares with what
-guessing gives; draws a contact sheet. With QUICK=1 in the environment: the same path, few updates, no verdict.
+questions with a closed answer set; answers on held-out pictures through the stock `fairseq-generate`; compares with
+what guessing gives; draws a contact sheet. With QUICK=1 in the environment: the same path, few updates, no verdict.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .errors import UserError
 USER_DIR = Path(__file__).resolve().parent
 SIDE = 64  # pixels of a picture
 ROWS = {"train": 8000, "valid": 100, "test": 300}
-UPDATES = {"caption": 600, "vqa": 1500}
+UPDATES = {"caption": 500, "vqa": 1300}
+RATE = {"caption": "1e-3", "vqa": "5e-4"}
 QUICK_ROWS = {"train": 256, "valid": 16, "test": 24}
 QUICK_UPDATES = {"caption": 12, "vqa": 12}
 TASK = {"caption": "caption", "vqa": "vqa_gen"}
@@ -119,9 +120,9 @@ def _train_command(out: Path, name: str, quick: bool) -> list[str]:
         *(_script("fairseq-train"), str(out / "data" / name), "--user-dir", str(USER_DIR)),
         *("--task", TASK[name], "--arch", "ofa_nano", "--patch-image-size", str(SIDE)),
         *("--bpe", "sentencepiece", "--bpe-dir", str(out / "bpe"), "--num-bins", "100", "--code-dict-size", "256"),
-        *("--criterion", "adjust_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+        *("--criterion", "adjust_label_smoothed_cross_entropy"),
         *("--optimizer", "adam", "--adam-betas", "(0.9,0.999)", "--weight-decay", "0.01", "--clip-norm", "1.0"),
-        *("--lr", "1e-3", "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.06"),
+        *("--lr", RATE[name], "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.06"),
         *("--batch-size", "32", "--max-update", str(updates), "--num-workers", "1", "--disable-validation"),
         *("--no-epoch-checkpoints", "--save-dir", str(out / "checkpoints" / name)),
         *("--log-format", "json", "--log-interval", "10"),

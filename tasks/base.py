@@ -72,6 +72,10 @@ class OFATaskConfig(FairseqDataclass):
         default=None, metadata={"help": 'generation settings as JSON, e.g. {"beam": 5, "max_len_b": 16}'}
     )
     eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
+    # Read by stock's get_batch_iterator: batches composed anew each epoch inside one iterator, whose workers live on.
+    # Rotating over several files makes an iterator for each, and then they must not outlive it.
+    rebuild_batches: bool = field(default=True, metadata={"help": argparse.SUPPRESS})
+    persistent_workers: bool = field(default=True, metadata={"help": argparse.SUPPRESS})
     vocabulary: Optional[str] = field(default=None, metadata={"help": argparse.SUPPRESS})  # Codec.state()
     fingerprint: Optional[str] = field(default=None, metadata={"help": argparse.SUPPRESS})  # size:sha256
     seed: int = II("common.seed")
@@ -82,7 +86,10 @@ class OFATaskConfig(FairseqDataclass):
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
-OWN_TO_A_RUN = {"_name", "data", "seed", "path", "results_path", "gen_subset", "train_subset", "best_checkpoint_metric"}
+OWN_TO_A_RUN = {
+    *("_name", "data", "seed", "path", "results_path", "gen_subset", "train_subset", "best_checkpoint_metric"),
+    *("rebuild_batches", "persistent_workers"),
+}
 DEFAULTS = {
     "bpe": "gpt2",
     "max_src_length": 128,
@@ -242,6 +249,7 @@ class OFATask(FairseqTask):
     ) -> iterators.EpochBatchIterator:
         """Stock's iterator over our batches; notes how many batches an epoch has, and how many rows lie ahead."""
         dataset.num_shards = num_shards
+        self.cfg.persistent_workers = not (dataset.shuffle and self.has_sharded_data("train"))
         iterator = super().get_batch_iterator(dataset, *args, num_shards=num_shards, shard_id=shard_id, **kwargs)
         if dataset.shuffle:
             optim.note_epoch_length(len(iterator))
