@@ -345,7 +345,7 @@ def test_fc46_hydra_takes_the_user_dir_too(world, tmp_path):
 
 
 def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_path):
-    own_to_a_run = {"data", "vocabulary", "fingerprint", "seed", "path"}
+    own_to_a_run = {"data", "vocabulary", "fingerprint", "seed", "path", "rebuild_batches", "persistent_workers"}
     switches = {"imagenet_default_mean_and_std", "exif_transpose", "lenient_images", "eval_print_samples"}
     given = {
         **{"selected_cols": "1,4,2", "bpe": "sentencepiece", "bpe_dir": world.root / "bpe", "num_bins": 10},

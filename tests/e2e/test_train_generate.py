@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,25 @@ def test_batch_size_does_not_change_answers(trained, world, tmp_path):
     assert runs[0][1] == runs[1][1]
     scores = [dict(re.findall(r"^D-(\d+)\t(\S+)", printed, re.M)) for printed, _ in runs]
     assert all(abs(float(scores[0][row]) - float(scores[1][row])) < 2e-4 for row in scores[0])
+
+
+def test_workers_live_from_epoch_to_epoch(world, tmp_path):
+    """A new worker for each epoch costs more than a small epoch, and old ones that nobody stops pile up."""
+    (tmp_path / "probe.py").write_text(
+        "import atexit, os\n"
+        "from fairseq.data import iterators\n"
+        "made = []\n"
+        "stock = iterators.torch.utils.data.DataLoader.__init__\n"
+        "def counted(self, *args, **kwargs):\n"
+        "    made.append(self)\n"
+        "    stock(self, *args, **kwargs)\n"
+        "iterators.torch.utils.data.DataLoader.__init__ = counted\n"
+        "atexit.register(lambda: print('LOADERS', len(made)))\n"
+    )
+    command = [sys.executable, "-c", "import probe; from fairseq_cli.train import cli_main; cli_main()"]
+    flags = [*world.flags("caption"), "--batch-size", "16", "--max-epoch", "5", "--num-workers", "1"]
+    flags += ["--save-dir", str(tmp_path / "save"), "--disable-validation", "--lr-scheduler", "fixed", "--no-save"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "LOADERS 1\n" in finished.stdout
