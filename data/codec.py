@@ -147,7 +147,11 @@ class Codec:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the dictionary's symbols in order: equal only where every id means the same."""
-        return hashlib.sha256("\n".join(self.dictionary.symbols).encode("utf-8")).hexdigest()
+        return self.fingerprint_of(len(self.dictionary))
+
+    def fingerprint_of(self, size: int) -> str:
+        """The same over the first `size` symbols: what a vocabulary that has grown since then had."""
+        return hashlib.sha256("\n".join(self.dictionary.symbols[:size]).encode("utf-8")).hexdigest()
 
     def encode(self, text: str, max_tokens: int | None = None) -> LongTensor:
         """Text to int64[N], without bos and eos, cut to `max_tokens`.

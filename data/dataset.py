@@ -42,13 +42,8 @@ class OFADataset(FairseqDataset):
         imagenet_mean: bool = False,
     ):
         super().__init__()
-        self.builder, self.split, self.seed, self.shuffle, self.imagenet_mean = (
-            builder,
-            split,
-            seed,
-            shuffle,
-            imagenet_mean,
-        )
+        self.builder, self.split, self.seed = builder, split, seed
+        self.shuffle, self.imagenet_mean = shuffle, imagenet_mean
         self.epoch = torch.ones(1, dtype=torch.int64).share_memory_()  # persistent workers must see it change
         # Rows are not read to be measured: 3 bytes of a row make at most about one token.
         self._lengths = image_tokens + np.minimum(text_tokens, builder.store.row_bytes // 3 + 2)

@@ -4,7 +4,6 @@
 
 import argparse
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -122,7 +121,7 @@ class OFATask(FairseqTask):
         else:
             self.codec = Codec.build(cfg.bpe, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
         cfg.vocabulary, cfg.bpe_dir = self.codec.state(), None  # a checkpoint needs no folder beside it
-        cfg.fingerprint = fingerprint(self.codec.dictionary)
+        cfg.fingerprint = f"{len(self.codec.dictionary)}:{self.codec.fingerprint}"
         compat.checkpoint_checks["vocabulary"] = self._check_vocabulary
         self.trie: Trie | None = None
         self.files: DataFiles | None = None
@@ -175,8 +174,9 @@ class OFATask(FairseqTask):
         saved = task_config_of(state).get("fingerprint")
         if saved is None:
             return
-        size, here = int(saved.split(":")[0]), len(self.codec.dictionary)
-        if fingerprint(self.codec.dictionary, size) != saved:
+        text, _, digest = saved.partition(":")
+        size, here = int(text), len(self.codec.dictionary)
+        if self.codec.fingerprint_of(size) != digest:
             difference = "of the same size, in another order" if size == here else f"{size} symbols; here {here}"
             raise UserError(
                 f"{filename} was trained with another vocabulary ({difference}): "
@@ -429,12 +429,6 @@ class OFATask(FairseqTask):
     def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
         """One entry of the official result file."""
         return {"uniq_id": uniq_id, "answer": answer}
-
-
-def fingerprint(dictionary: Dictionary, size: int | None = None) -> str:
-    """`size:sha256` over the first `size` symbols (default: all) in order."""
-    symbols = dictionary.symbols[:size]
-    return f"{len(symbols)}:{hashlib.sha256(chr(0).join(symbols).encode()).hexdigest()}"
 
 
 def task_config_of(state: dict[str, Any]) -> dict[str, Any]:
