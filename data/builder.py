@@ -35,6 +35,7 @@ class Builder:
     columns: ClassVar[tuple[str, ...]] = ()
     required: ClassVar[int | None] = None  # columns beyond this many may be left out of --selected-cols
     selected: ClassVar[Mapping[str, str]] = {}  # official default of --selected-cols, by split
+    typed: ClassVar[tuple[str, ...]] = ()  # columns that a line of fairseq-interactive gives; the others are then None
 
     def __init__(self, store: TSVStore, codec: Codec, cfg: Any, training: bool, pictures: PictureLoader | None = None):
         self.store, self.codec, self.cfg, self.training, self.pictures = store, codec, cfg, training, pictures

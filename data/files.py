@@ -23,7 +23,10 @@ class DataFiles:
 
     def __init__(self, data: str | None):
         if not data:
-            raise UserError("no data: give a folder with <subset>.tsv, a TSV, or train.tsv,valid.tsv as first argument")
+            raise UserError(
+                "no data: give a folder with <subset>.tsv, a TSV, or train.tsv,valid.tsv as first argument "
+                "(task.data= for fairseq-hydra-train)"
+            )
         self.data = data
         self.folder = Path(data) if Path(data).is_dir() else None
         self.files = [data] if self.folder or Path(data).exists() else data.split(",")

@@ -66,13 +66,14 @@ class ImageReader:
     eight bits (official clips it to white). Of an animation the first frame is taken.
 
     Args:
-        root: the folder of the TSV. No path may leave it, by `..` or by a link.
+        root: the folder of the TSV. No path may leave it, by `..` or by a link. None: a cell is a path that the user
+            typed, which starts in the working directory and may lead anywhere.
         exif_transpose: turn the picture as its EXIF entry says. Off, as official: boxes are in stored pixels.
         lenient: accept JPEG and PNG files that are cut short; the missing part is grey or black, as official shows it.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, exif_transpose: bool = False, lenient: bool = False):
-        self.root = Path(root).resolve()
+    def __init__(self, root: str | os.PathLike[str] | None, *, exif_transpose: bool = False, lenient: bool = False):
+        self.root = None if root is None else Path(root).resolve()
         self.exif_transpose = exif_transpose
         self.lenient = lenient
 
@@ -88,6 +89,8 @@ class ImageReader:
             raise ImageProblem("a data: URL", "keep only what follows 'base64,'")
         if cell.startswith(("http://", "https://")):
             raise ImageProblem("a web address", "download the picture and give its path: rows fetch nothing")
+        if self.root is None:
+            return self._from_path(cell)
         if len(cell) > _LONGEST_PATH:
             return _from_base64(cell)
         try:
@@ -121,17 +124,20 @@ class ImageReader:
             raise ImageProblem(f"damaged picture ({reason})", remedy) from error
 
     def _from_path(self, cell: str) -> bytes:
-        if "\0" in cell or cell.startswith(("/", "~")) or ".." in cell.split("/"):
-            raise ImageProblem(f"{cell!r} leaves the data folder", f"give a path relative to {self.root}, without ..")
+        root = self.root
+        if root is not None and ("\0" in cell or cell.startswith(("/", "~")) or ".." in cell.split("/")):
+            raise ImageProblem(f"{cell!r} leaves the data folder", f"give a path relative to {root}, without ..")
         try:
-            path = (self.root / cell).resolve(strict=True)
-            if not path.is_relative_to(self.root):
-                raise ImageProblem(f"{cell!r} is a link that leaves the data folder", f"move it into {self.root}")
+            path = (Path(cell).expanduser() if root is None else root / cell).resolve(strict=True)
+            if root is not None and not path.is_relative_to(root):
+                raise ImageProblem(f"{cell!r} is a link that leaves the data folder", f"move it into {root}")
             if not path.is_file():  # a pipe would wait for its writer
                 raise ImageProblem(f"{cell!r} is not a file", "give the path of a picture")
             return path.read_bytes()
         except FileNotFoundError as error:
-            raise ImageProblem(f"no picture {cell!r} in {self.root}", "check the path, which starts there") from error
+            if root is None:
+                raise ImageProblem(f"no picture {cell!r}", f"give its path from {Path.cwd()}, or whole") from error
+            raise ImageProblem(f"no picture {cell!r} in {root}", "check the path, which starts there") from error
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
             reason = getattr(error, "strerror", None) or error
             raise ImageProblem(f"{cell!r} cannot be read ({reason})", "check the path and its permissions") from error
@@ -181,7 +187,7 @@ class PictureLoader:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None,
         size: int,
         *,
         exif_transpose: bool = False,

@@ -3,6 +3,7 @@
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
 import argparse
+import copy
 import functools
 import json
 import logging
@@ -33,6 +34,7 @@ from ..errors import UserError
 from ..models.generation.constraints import ConstrainedGenerator, NonFiniteLogits, build_ensemble
 from ..models.generation.trie import Trie
 from .evaluation import Evaluation
+from .interactive import Interactive
 from .metrics.base import Metric
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,9 @@ class OFATaskConfig(FairseqDataclass):
     """Options of every task. None means: as in the checkpoint that is evaluated, else the official default."""
 
     data: Optional[str] = field(
-        default=None, metadata={"help": "folder with <subset>.tsv, or one TSV, or train.tsv,...,valid.tsv"}
+        default=None,
+        # argparse_const only makes it a word that may be left out, as fairseq-interactive needs
+        metadata={"help": "folder with <subset>.tsv, or one TSV, or train.tsv,...,valid.tsv", "argparse_const": ""},
     )
     selected_cols: Optional[str] = field(
         default=None, metadata={"help": "column numbers in the task's order, e.g. 0,4,2 (default: the official ones)"}
@@ -80,13 +84,14 @@ class OFATaskConfig(FairseqDataclass):
     seed: int = II("common.seed")
     path: Optional[str] = II("common_eval.path")
     results_path: Optional[str] = II("common_eval.results_path")
+    input: str = II("interactive.input")
     gen_subset: str = II("dataset.gen_subset")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
 OWN_TO_A_RUN = {
-    *("_name", "data", "seed", "path", "results_path", "gen_subset", "train_subset", "best_checkpoint_metric"),
+    *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
     *("rebuild_batches", "persistent_workers"),
 }
 DEFAULTS = {
@@ -100,7 +105,7 @@ DEFAULTS = {
 }
 
 
-class OFATask(FairseqTask):
+class OFATask(Interactive, FairseqTask):
     """A task is a builder, a metric and the settings of its generation; this class is the rest.
 
     Subclasses set `builder`, `metric`, `evaluation_defaults`, may override `setup` to read files of their own
@@ -123,12 +128,15 @@ class OFATask(FairseqTask):
         cfg.vocabulary, cfg.bpe_dir = self.codec.state(), None  # a checkpoint needs no folder beside it
         cfg.fingerprint = f"{len(self.codec.dictionary)}:{self.codec.fingerprint}"
         compat.checkpoint_checks["vocabulary"] = self._check_vocabulary
+        # S- lines become words in fairseq-interactive, H- lines do not: two objects that hold the same lists
+        self._source_dictionary = copy.copy(self.codec.dictionary)
         self.trie: Trie | None = None
         self.files: DataFiles | None = None
         self.metrics: dict[str, Metric] = {}  # by subset: CIDEr depends on the subset's references
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
+        self.check_input()
         self._eval_args()  # a mistake in them should not wait for the first validation
         self.setup()
 
@@ -158,7 +166,7 @@ class OFATask(FairseqTask):
     @property
     def source_dictionary(self) -> Dictionary:
         """The one vocabulary."""
-        return self.codec.dictionary
+        return self._source_dictionary
 
     @property
     def target_dictionary(self) -> Dictionary:
@@ -208,18 +216,26 @@ class OFATask(FairseqTask):
         path = self._data_files().path(split, training, epoch)
         columns = cfg.selected_cols or self.builder.selected["train" if training else "other"]
         store = TSVStore(path, self.builder.columns, parse_selected_cols(columns), self.builder.required)
-        pictures = None
+        self.datasets[split] = self.make_dataset(store, split, training, Path(path).parent)
+        logger.info("%s: %d rows of %s", split, len(store), path)
+        if not training and self._scores():
+            self._prepare_metric(split, self.datasets[split].builder)
+
+    def make_dataset(
+        self, store: Any, split: str, training: bool, root: Path | None, kind: type[OFADataset] = OFADataset
+    ) -> OFADataset:
+        """The dataset of a store's rows, whose pictures lie below `root` (None: wherever their paths say)."""
+        cfg, pictures = self.cfg, None
         if "image" in self.builder.columns:
             pictures = PictureLoader(
-                Path(path).parent,
+                root,
                 cfg.patch_image_size,
                 exif_transpose=cfg.exif_transpose,
                 lenient=cfg.lenient_images,
                 backend=cfg.image_backend,
             )
-        builder = self.make_builder(store, training, pictures)
-        self.datasets[split] = OFADataset(
-            builder,
+        return kind(
+            self.make_builder(store, training, pictures),
             split,
             seed=cfg.seed,
             shuffle=training,
@@ -227,9 +243,6 @@ class OFATask(FairseqTask):
             text_tokens=cfg.max_src_length + cfg.max_tgt_length,
             imagenet_mean=cfg.imagenet_default_mean_and_std,
         )
-        logger.info("%s: %d rows of %s", split, len(store), path)
-        if not training and self._scores():
-            self._prepare_metric(split, builder)
 
     def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> Builder:
         """The builder of a split."""
@@ -382,6 +395,8 @@ class OFATask(FairseqTask):
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
                 "(one is the end symbol): lower it, or train with a larger --max-target-positions"
             )
+        if settings.constraints:
+            raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
         if self.trie is not None:
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
         return super().build_generator(build_ensemble(models, self.trie), settings, seq_gen_cls, *stock)
@@ -395,6 +410,8 @@ class OFATask(FairseqTask):
         constraints: torch.Tensor | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Generates for a batch, hands the best answers to the evaluation, and shows the references as target."""
+        if self._typed is not None:
+            sample = self._typed.whole(sample)
         raise_bad_rows(sample)
         hypotheses = self._generate(generator, models, sample, prefix_tokens, constraints)
         if self.evaluation is not None:

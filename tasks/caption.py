@@ -48,6 +48,7 @@ class CaptionBuilder(Builder):
 
     columns = ("id", "image", "caption")
     selected = {"train": "0,4,2", "other": "1,4,2"}
+    typed = ("image",)
     instruction = " what does the image describe?"
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
@@ -70,7 +71,7 @@ class CaptionBuilder(Builder):
 
     def reference(self, row: Row) -> list[str] | None:
         """The row's captions, without punctuation; None where there is none."""
-        captions = [plain(" ".join(part.split())) for part in row.caption.split(SEPARATOR)]
+        captions = [plain(" ".join(part.split())) for part in (row.caption or "").split(SEPARATOR)]
         return [caption for caption in captions if caption] or None
 
 

@@ -50,6 +50,7 @@ class VQABuilder(Builder):
     columns = ("id", "image", "question", "answers", "objects", "caption")
     required = 4
     selected = {"train": "0,5,2,3,4", "other": "0,5,2,3,4"}
+    typed = ("image", "question")
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class VQABuilder(Builder):
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
         try:
-            answers = parse_answers(row.answers)
+            answers = {} if row.answers is None else parse_answers(row.answers)
         except ValueError as error:
             raise self.bad(index, "answers", str(error), "write 1.0|!+yes, several joined by &&") from None
         answer, confidence = self._best(index, answers)
@@ -85,8 +86,8 @@ class VQABuilder(Builder):
             image=self.image(index, row.image),
             confidence=confidence,
             allowed=allowed,
-            reference=answers,
-            reference_tokens=self.target(f" {next(iter(answers))}") if answer is None else None,
+            reference=answers or None,
+            reference_tokens=self.target(f" {next(iter(answers))}") if answers and answer is None else None,
         )
 
     def _best(self, index: int, answers: dict[str, float]) -> tuple[str | None, float]:

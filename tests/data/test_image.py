@@ -201,6 +201,24 @@ def test_no_path_leaves_the_data_folder(tmp_path):
     assert ImageReader(tmp_path / "mounted")("inside.png").size == (40, 30)  # the folder itself may be one
 
 
+def test_typed_paths_start_in_the_working_directory_and_lead_anywhere(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (3, 2), (9, 8, 7))
+    for name in ("above.png", "here/plain", "home/mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name, "PNG")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    read = ImageReader(None)
+    for typed in ("plain", "../above.png", str(tmp_path / "above.png"), "~/mine.png"):
+        assert read(typed).getpixel((0, 0)) == (9, 8, 7)
+    with pytest.raises(ImageProblem, match=f"no picture 'gone': give its path from {tmp_path / 'here'}"):
+        read("gone")  # a name without a dot is no base64 here
+    with pytest.raises(ImageProblem, match="no picture"):
+        read(base64.b64encode((tmp_path / "above.png").read_bytes()).decode())
+    with pytest.raises(ImageProblem, match="a web address"):
+        read("https://x.org/a.png")
+
+
 def test_paths_that_are_no_files(tmp_path):
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")

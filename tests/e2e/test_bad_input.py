@@ -59,6 +59,12 @@ def reordered(world, folder: Path) -> Path:
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 
+def test_no_data_at_all(world, tmp_path):
+    flags = (*world.flags("caption")[1:], "--batch-size", 2, "--save-dir", tmp_path / "save")
+    message = error_of(run("train", *flags, log=tmp_path / "log"))
+    assert "no data: give a folder with <subset>.tsv" in message and left_in(tmp_path / "save") == []
+
+
 def test_a_missing_bpe_dir(refused, good, tmp_path):
     missing = tmp_path / "nowhere"
     refused(good, "--bpe-dir", missing, words=(f"--bpe-dir {missing}", "no such folder"))

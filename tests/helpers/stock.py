@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,14 @@ class Finished:
         return [line for line in self.output.splitlines() if line.startswith(prefix)]
 
 
-def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> Finished:
+def run(entry: str, *arguments: object, cwd: Path | None = None, stdin: str = "", log: Path) -> Finished:
     """Runs `fairseq-<entry> arguments` and waits for it.
 
     Args:
-        entry: train, validate, generate.
+        entry: train, validate, generate, interactive, hydra_train.
         arguments: the command line; each is turned into text.
         cwd: working directory.
+        stdin: what is typed.
         log: file that takes what is printed.
     """
     for module in ("fairseq_cli." + entry, "torch._dynamo"):  # in the parent, once; optimizers import the latter
@@ -49,6 +51,11 @@ def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> F
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            with tempfile.TemporaryFile() as typed:
+                typed.write(stdin.encode())
+                typed.seek(0)
+                os.dup2(typed.fileno(), 0)
+            sys.stdin = os.fdopen(0)
             sys.__stderr__ = sys.stderr
             _reset_logging()
             if cwd:
