@@ -32,12 +32,14 @@ import fairseq.options
 import fairseq.registry
 import fairseq.tasks
 import fairseq_cli.generate
+import hydra.core.utils
 import numpy as np
 import omegaconf
 import torch
 from fairseq import checkpoint_utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
+from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.ngram_repeat_block import NGramRepeatBlock
@@ -417,7 +419,7 @@ def _leave_no_half_output() -> None:
 def _list_folders_only() -> None:
     def _find_extra_valid_paths(dataset_path: str) -> set:
         # ':' is a separator to stock's listing, but part of a folder's name here
-        return stock_find(dataset_path) if os.path.isdir(dataset_path) and ":" not in dataset_path else set()
+        return stock_find(dataset_path) if os.path.isdir(dataset_path or "") and ":" not in dataset_path else set()
 
     def raise_if_valid_subsets_unintentionally_ignored(train_cfg: Any) -> None:
         try:
@@ -658,6 +660,38 @@ def _show_user_errors() -> None:
     stock_save = _replace(Trainer, "save_checkpoint", save_checkpoint)
 
 
+def _show_user_errors_of_hydra() -> None:
+    def return_value(self: hydra.core.utils.JobReturn) -> Any:
+        if self.status is not hydra.core.utils.JobStatus.FAILED:
+            return stock.fget(self)
+        error = self._return_value
+        message = user_message(error) or _wrong_setting(error)
+        if message is None:
+            return stock.fget(self)
+        if "no such" in message and os.path.realpath(self.working_dir or os.curdir) != os.path.realpath(os.curdir):
+            message += f" (hydra had gone to {self.working_dir}, where paths begin: add hydra.job.chdir=false)"
+        sys.excepthook(UserError, UserError(message), None)
+        raise SystemExit(1)  # which hydra lets pass: it would print its own traceback of anything else
+
+    stock = vars(hydra.core.utils.JobReturn)["return_value"]
+    _replace(hydra.core.utils.JobReturn, "return_value", stock.getter(return_value))
+
+
+def _wrong_setting(error: BaseException) -> str | None:
+    """The sentence for a setting, of a YAML file or the command line, that no dataclass of fairseq's or ours takes."""
+    wrong = (omegaconf.errors.ConfigKeyError, omegaconf.errors.ValidationError)
+    owner = getattr(error, "object_type", None)
+    if not isinstance(error, wrong) or not isinstance(owner, type) or not issubclass(owner, FairseqDataclass):
+        return None
+    return f"{error.full_key}: {str(error).splitlines()[0]}; check the YAML file and the command line"
+
+
+def _log_no_details() -> None:
+    running = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")  # under `python -m`
+    if "fairseq_cli.interactive" in (running, *sys.modules):
+        logging.getLogger().setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
+
+
 def _check_version() -> None:
     for name, versions in TESTED.items():
         with contextlib.suppress(PackageNotFoundError):
@@ -699,6 +733,20 @@ CURES = (
         "all",
         "sys.excepthook, Trainer.save_checkpoint",
         _show_user_errors,
+    ),
+    Cure(
+        "user_errors_of_hydra",
+        "hydra catches a mistake of the user's and prints half a traceback",
+        f"{SEEN} on hydra 1.3",
+        "hydra.core.utils.JobReturn.return_value",
+        _show_user_errors_of_hydra,
+    ),
+    Cure(
+        "interactive_log",
+        "importing fairseq first sets the root logger to DEBUG: fairseq-interactive shows the insides of every picture",
+        SEEN,
+        "",
+        _log_no_details,
     ),
     Cure(
         "noise",

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fairseq
+import hydra.core.utils
 import numpy as np
 import omegaconf
 import pytest
@@ -598,6 +599,58 @@ def test_bugs_keep_their_traceback(capsys):
     hidden = KeyError("bug while handling it")
     hidden.__context__ = UserError("a.pt: no weights")
     assert compat.user_message(hidden) is None
+
+
+HYDRA_TOY = """
+common: {user_dir: USER_DIR, cpu: true, log_format: none, reset_logging: true}
+task: {_name: toy_copy, data: nothing}
+model: {_name: toy_flat}
+criterion: {_name: cross_entropy}
+optimizer: {_name: adam}
+lr_scheduler: {_name: fixed}
+dataset: {batch_size: 4, num_workers: 0, ignore_unused_valid_subsets: true}
+optimization: {lr: [0.01], max_update: 1}
+distributed_training: {distributed_world_size: 1}
+hydra: {run: {dir: .}, output_subdir: null}
+"""
+
+
+def test_under_hydra_a_mistake_is_one_line_which_stock_makes_a_traceback(tmp_path, monkeypatch):
+    (tmp_path / "toy.yaml").write_text(HYDRA_TOY.replace("USER_DIR", str(TOY)))
+
+    def train(*overrides, without=""):
+        monkeypatch.setenv("WITHOUT", without)
+        flags = ("--config-dir", tmp_path, "--config-name", "toy", f"checkpoint.save_dir={tmp_path / 'save'}")
+        return run("hydra_train", *flags, *overrides, cwd=tmp_path, log=tmp_path / "log")
+
+    ok(train())
+    wrong = "checkpoint.restore_file=/no.pt"
+    assert "--restore-file /no.pt: no such file" in told(train(wrong))
+    stock = train(wrong, without="user_errors_of_hydra")
+    assert stock.code == 1 and "Traceback" in stock.output and not stock.lines("error: ")
+    assert "width: Value 'wide' of type 'str' could not be converted" in told(train("+model.width=wide"))
+
+
+def test_hydra_shows_bugs_its_own_way(capsys):
+    job = hydra.core.utils.JobReturn(overrides=["a=b"], status=hydra.core.utils.JobStatus.FAILED)
+    job.return_value = KeyError("bug")
+    with pytest.raises(KeyError, match="bug"):
+        _ = job.return_value
+    assert "Error executing job with overrides: ['a=b']" in capsys.readouterr().err
+    job.status, job.return_value = hydra.core.utils.JobStatus.COMPLETED, 3
+    assert job.return_value == 3
+
+
+@pytest.mark.parametrize(("asked", "level"), [(None, 20), ("WARNING", 30)])
+def test_interactive_logs_what_loglevel_says_where_stock_logs_everything(asked, level):
+    code = (
+        "import logging, fairseq_cli.interactive; stock = logging.getLogger().level; import ofa_plugin; "
+        "print(stock, logging.getLogger().level)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "LOGLEVEL"}
+    environment |= {"PYTHONPATH": str(ROOT), **({"LOGLEVEL": asked} if asked else {})}
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert finished.stdout == f"10 {level}\n", finished.stderr[-2000:]  # 10 is DEBUG
 
 
 @pytest.mark.parametrize(("message", "category"), compat.NOISE)

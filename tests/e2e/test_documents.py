@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from PIL import Image
+
+from ofa_plugin.models.ofa.config import ARCHITECTURES
 from tests.helpers.stock import ROOT
 
 
@@ -16,18 +20,59 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
+def type_in(block: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a block in a folder, with this checkout's plug-in, and checks that it succeeds."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(ROOT)
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    return finished
+
+
 def test_the_commands_of_the_readme_train_and_caption(world, tmp_path):
     [block] = [block for block in blocks("README.md") if "fairseq-train" in block]
     (tmp_path / "data").symlink_to(world.root / "caption")
     block = block.replace("--vocab-size 8000", "--vocab-size 320").replace("--max-epoch 20", "--max-update 2 --cpu")
     block = block.replace("--gen-subset test", "--gen-subset test --cpu")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    type_in(block, tmp_path)
     assert (tmp_path / "results" / "test_predict.json").exists()
     assert "cider = " in (tmp_path / "results" / "generate-test.txt").read_text()
+
+
+def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
+    (tmp_path / "run_scripts").symlink_to(ROOT / "run_scripts")
+    (tmp_path / "data").symlink_to(world.root / "caption")
+    (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
+    recipe, changed = blocks("docs/hydra.md")
+    for block in (recipe, changed):
+        assert "task.bpe_dir=my-bpe" in block
+        block = block.replace("task.bpe_dir=my-bpe", "task.bpe_dir=my-bpe optimization.max_update=2")
+        type_in(block.replace("--gen-subset test", "--gen-subset test --cpu"), tmp_path)
+    assert "cider = " in (tmp_path / "results" / "generate-test.txt").read_text()
+    models = [
+        torch.load(tmp_path / "checkpoints" / folder / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
+        for folder in ("caption_nano", "other")
+    ]
+    assert {key: models[0][key] for key in ARCHITECTURES["ofa_nano"]} == ARCHITECTURES["ofa_nano"]
+    assert models[0]["dropout"] == 0.1 and models[0]["scale_fc"] is True
+    assert {key for key in models[0] if models[0][key] != models[1][key]} == {"encoder_layers", "dropout"}
+
+
+def test_the_commands_of_the_page_on_generation_answer_what_is_typed(world, captioner, answerer, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20), (200, 0, 0)).save(tmp_path / "pictures" / "dog.png")
+    (tmp_path / "pictures.txt").write_text("pictures/dog.png\n" * 3)
+    (tmp_path / "vqa.pt").symlink_to(answerer)
+    (tmp_path / "caption.pt").symlink_to(captioner)
+    [block] = [block for block in blocks("docs/generation.md") if "fairseq-interactive" in block]
+    finished = type_in(block.replace("--path", "--cpu --path"), tmp_path)
+    assert re.search(r"^S-0\twhat color is it\?$", finished.stdout, re.M) and "\nD-0\t" in finished.stdout
+    captions = (tmp_path / "captions.txt").read_text()
+    assert len(re.findall(r"^S-\d\twhat does the image describe\?$", captions, re.M)) == 3
+    assert set(re.findall(r"^(\w)-", captions, re.M)) == set("SWHDP") and captions.startswith("S-0")  # no log in it
+    assert "DEBUG" not in finished.stderr
 
 
 def test_every_page_that_is_linked_exists_and_every_file_that_is_named():
