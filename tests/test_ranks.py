@@ -76,10 +76,9 @@ def test_ranks_with_other_kinds_of_batches_train_together(tmp_path, checkpoint_a
     def work(rank: int) -> None:
         model.zero_grad()
         model.load_state_dict(start)
-        loss(DistributedDataParallel(model), rank).backward()
-        for name, p in model.named_parameters():
-            torch.testing.assert_close(
-                p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=lambda text: f"{name}: {text}"
-            )
+        wrapped = DistributedDataParallel(model)  # which must live until the backward pass is over
+        loss(wrapped, rank).backward()
+        found = {name: p.grad for name, p in model.named_parameters()}
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
     on_two_ranks(tmp_path, work)
