@@ -37,7 +37,7 @@ from .metrics.base import Metric
 
 logger = logging.getLogger(__name__)
 
-PATCH_PIXELS = 16  # the ResNet's stride
+PATCH_PIXELS = 16  # the stride of every image backbone
 
 
 @dataclass
@@ -50,7 +50,7 @@ class OFATaskConfig(FairseqDataclass):
     selected_cols: Optional[str] = field(
         default=None, metadata={"help": "column numbers in the task's order, e.g. 0,4,2 (default: the official ones)"}
     )
-    bpe: Optional[str] = field(default=None, metadata={"help": "gpt2 (default) or sentencepiece"})
+    bpe: Optional[str] = field(default=None, metadata={"help": "gpt2 (default), sentencepiece or bert (Chinese)"})
     bpe_dir: Optional[str] = field(default=None, metadata={"help": "folder with the vocabulary files of --bpe"})
     max_src_length: Optional[int] = field(default=None, metadata={"help": "most words of the instruction's text (128)"})
     max_tgt_length: Optional[int] = field(default=None, metadata={"help": "most words or tokens of the target (30)"})
