@@ -35,7 +35,6 @@ class Builder:
     columns: ClassVar[tuple[str, ...]] = ()
     required: ClassVar[int | None] = None  # columns beyond this many may be left out of --selected-cols
     selected: ClassVar[Mapping[str, str]] = {}  # official default of --selected-cols, by split
-    typed: ClassVar[tuple[str, ...]] = ()  # columns that a line of fairseq-interactive gives; the others are then None
 
     def __init__(self, store: TSVStore, codec: Codec, cfg: Any, training: bool, pictures: PictureLoader | None = None):
         self.store, self.codec, self.cfg, self.training, self.pictures = store, codec, cfg, training, pictures
@@ -43,6 +42,11 @@ class Builder:
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the examples of row `index`; every random choice comes from `draw`."""
         raise NotImplementedError
+
+    @classmethod
+    def typed(cls, cfg: Any) -> tuple[str, ...]:
+        """The columns that a line of `fairseq-interactive` gives, the others being None; empty: it makes no row."""
+        return ()
 
     def reference(self, row: Row) -> Any:
         """What the metric compares a hypothesis for this row with; None where the row has no reference."""

@@ -126,5 +126,5 @@ def _scorer(name: str) -> type[BaseScorer]:
     return TaskScorer
 
 
-for _name in ("ofa", "cider", "vqa_score"):
+for _name in ("ofa", "cider", "snli_score", "vqa_score"):
     register_scorer(_name, dataclass=TaskScorerConfig)(_scorer(_name))

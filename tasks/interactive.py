@@ -103,7 +103,7 @@ class Interactive:
         Raises:
             UserError: the task's builder takes no typed lines.
         """
-        if not self.builder.typed:
+        if not self.builder.typed(self.cfg):
             raise UserError(f"--task {self.cfg._name} takes no typed lines: write a TSV, and use fairseq-generate")
         first = self._lines_read + 1
         self._lines_read += len(lines)
@@ -114,7 +114,7 @@ class Interactive:
     ) -> TypedDataset:
         """The dataset of what `get_interactive_tokens_and_lengths` gave; `inference_step` asks it for its batches."""
         name = "stdin" if self.cfg.input == "-" else self.cfg.input
-        lines = TypedLines(name, src_tokens, src_lengths[0], self.builder.columns, self.builder.typed)
+        lines = TypedLines(name, src_tokens, src_lengths[0], self.builder.columns, self.builder.typed(self.cfg))
         self._typed = self.make_dataset(lines, "interactive", False, None, TypedDataset)
         # S- lines are printed as they come from here, while fairseq-generate would decode them
         self.source_dictionary.string = lambda tokens, *_, **__: self.codec.decode(tokens).strip()

@@ -52,7 +52,7 @@ def configuration(tmp_path, monkeypatch):
 
 
 def of_script(configuration, name: str, **variables: str) -> dict:
-    task, size = name.split("_")
+    task, _, size = name.rpartition("_")
     printed = script(f"{task}.sh", "train", size, "/data", BPE_DIR="/bpe", **variables)
     return configuration("train", *shlex.split(printed.stdout)[3:])
 
@@ -62,7 +62,7 @@ def of_recipe(configuration, name: str, *overrides: str) -> dict:
 
 
 def test_there_is_a_recipe_of_each_task_and_size():
-    assert NAMES == ["caption_base", "caption_nano", "vqa_base", "vqa_nano"]
+    assert NAMES == ["caption_base", "caption_nano", "snli_ve_base", "snli_ve_nano", "vqa_base", "vqa_nano"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from ...data.text import space_characters
 from .base import Metric
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,11 @@ def ngrams(caption: str) -> Counter[Ngram]:
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case words as the Penn Treebank splits them, punctuation dropped (coco-caption's PTBTokenizer)."""
-    text = CONTRACTIONS.sub(r" \1", caption.lower().replace("’", "'"))
+    """Lower-case words as the Penn Treebank splits them, punctuation dropped (coco-caption's PTBTokenizer).
+
+    Each Chinese character is a word, with spaces around it (as a "bert" vocabulary decodes) or without.
+    """
+    text = CONTRACTIONS.sub(r" \1", space_characters(caption.lower()).replace("’", "'"))
     if "nn" in text or "tt" in text or "mm" in text:
         text = FUSED.sub(lambda match: " ".join(part for part in match.groups() if part), text)
     return [token for token in TOKENS.findall(text) if token not in PUNCTUATION]

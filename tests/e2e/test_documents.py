@@ -20,10 +20,20 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def type_in(block: str, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a block in a folder, with this checkout's plug-in, and checks that it succeeds."""
+def typed(block: str, folder: Path, **shorter: str) -> subprocess.CompletedProcess:
+    """Runs a block as a user would, with `shorter` in the place of what takes long, on a CPU.
+
+    Args:
+        block: from a page.
+        folder: the working directory.
+        shorter: with `_` for the spaces and dashes that a flag has: `vocab_size="320"`, `max_epoch="1"`.
+    """
+    for flag, value in shorter.items():
+        block, times = re.subn(rf"--{flag.replace('_', '-')} \S+", f"--{flag.replace('_', '-')} {value}", block)
+        assert times, f"no --{flag} in the block"
+    block = re.sub(r"^(fairseq-\w+ )", r"\1--cpu ", block, flags=re.MULTILINE)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = str(ROOT)  # this checkout's plug-in, whichever is installed
     finished = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -34,11 +44,16 @@ def type_in(block: str, folder: Path) -> subprocess.CompletedProcess:
 def test_the_commands_of_the_readme_train_and_caption(world, tmp_path):
     [block] = [block for block in blocks("README.md") if "fairseq-train" in block]
     (tmp_path / "data").symlink_to(world.root / "caption")
-    block = block.replace("--vocab-size 8000", "--vocab-size 320").replace("--max-epoch 20", "--max-update 2 --cpu")
-    block = block.replace("--gen-subset test", "--gen-subset test --cpu")
-    type_in(block, tmp_path)
+    typed(block, tmp_path, vocab_size="320", max_epoch="1")
     assert (tmp_path / "results" / "test_predict.json").exists()
     assert "cider = " in (tmp_path / "results" / "generate-test.txt").read_text()
+
+
+def test_the_commands_of_the_training_page(world, tmp_path):
+    [block] = blocks("docs/training.md")
+    (tmp_path / "data").symlink_to(world.root / "caption")
+    (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
+    typed(block, tmp_path, max_epoch="1")
 
 
 def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
@@ -49,7 +64,7 @@ def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
     for block in (recipe, changed):
         assert "task.bpe_dir=my-bpe" in block
         block = block.replace("task.bpe_dir=my-bpe", "task.bpe_dir=my-bpe optimization.max_update=2")
-        type_in(block.replace("--gen-subset test", "--gen-subset test --cpu"), tmp_path)
+        typed(block, tmp_path)
     assert "cider = " in (tmp_path / "results" / "generate-test.txt").read_text()
     models = [
         torch.load(tmp_path / "checkpoints" / folder / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
@@ -67,7 +82,7 @@ def test_the_commands_of_the_page_on_generation_answer_what_is_typed(world, capt
     (tmp_path / "vqa.pt").symlink_to(answerer)
     (tmp_path / "caption.pt").symlink_to(captioner)
     [block] = [block for block in blocks("docs/generation.md") if "fairseq-interactive" in block]
-    finished = type_in(block.replace("--path", "--cpu --path"), tmp_path)
+    finished = typed(block, tmp_path)
     assert re.search(r"^S-0\twhat color is it\?$", finished.stdout, re.M) and "\nD-0\t" in finished.stdout
     captions = (tmp_path / "captions.txt").read_text()
     assert len(re.findall(r"^S-\d\twhat does the image describe\?$", captions, re.M)) == 3

@@ -10,10 +10,12 @@ import pytest
 from fairseq import options
 from PIL import Image
 
+from ofa_plugin.data.builder import Builder
 from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.image import PictureLoader
 from ofa_plugin.errors import BadRow, UserError
 from ofa_plugin.models.generation.trie import Trie
+from ofa_plugin.tasks.answering import AnswerSet
 from ofa_plugin.tasks.caption import CaptionBuilder
 from ofa_plugin.tasks.interactive import Interactive, TypedLines
 from ofa_plugin.tasks.vqa import VQABuilder
@@ -57,13 +59,14 @@ def test_builders_need_no_more_than_they_ask_for(codec, tmp_path, monkeypatch):
     Image.new("RGB", (20, 10), (200, 0, 0)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     pictures, draw = PictureLoader(None, 32), np.random.default_rng(0)
-    store = TypedLines("stdin", ["a.png"], 1, CaptionBuilder.columns, CaptionBuilder.typed)
+    store = TypedLines("stdin", ["a.png"], 1, CaptionBuilder.columns, CaptionBuilder.typed(None))
     [captioned] = CaptionBuilder(store, codec, settings(), False, pictures).examples(0, store[0], draw)
     assert captioned.reference is None and captioned.place == "stdin:1" and captioned.image.shape == (3, 32, 32)
-    store = TypedLines("stdin", ["a.png\tIs it-red"], 1, VQABuilder.columns, VQABuilder.typed)
+    store = TypedLines("stdin", ["a.png\tIs it-red"], 1, VQABuilder.columns, ("image", "question"))
     trie = Trie.from_answers([codec.encode(" yes").tolist()], bos=codec.bos, eos=codec.eos)
-    asked = VQABuilder(store, codec, settings(), False, pictures, trie, frozenset(["yes"]), "answers.txt")
-    [example] = asked.examples(0, store[0], draw)
+    cfg = settings(prompt_type="none", add_object=False)
+    answers = AnswerSet(frozenset(["yes"]), trie, "answers.txt")
+    [example] = VQABuilder(store, codec, cfg, False, pictures, answers).examples(0, store[0], draw)
     assert codec.decode(example.source) == " is it red?" and example.target.tolist() == [codec.pad]
     assert example.reference is None and example.allowed is None and example.confidence == 0.0
 
@@ -78,6 +81,6 @@ def test_data_is_taken_wherever_it_stands_and_may_be_left_out(before):
 
 def test_a_task_that_takes_no_typed_lines_says_so():
     task = Interactive()
-    task.cfg, task.builder = Namespace(_name="pretrain"), Namespace(typed=())
+    task.cfg, task.builder = Namespace(_name="pretrain"), Builder
     with pytest.raises(UserError, match="--task pretrain takes no typed lines: .*fairseq-generate"):
         task.get_interactive_tokens_and_lengths(["a.png"], None)

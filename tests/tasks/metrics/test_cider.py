@@ -52,6 +52,11 @@ def test_human_captions_of_coco_score_as_published(shared):
     assert mean == pytest.approx(0.8865, rel=0.005)
 
 
+def test_each_chinese_character_is_a_word():
+    expected = ["两", "只", "cats", "在", "2", "楼", "。"]
+    assert tokenize("两只Cats在2楼。") == tokenize("两 只 cats 在 2 楼 。") == expected
+
+
 def test_one_image_is_zero_and_says_why(caplog):
     caption = "the cat in the hat came to town"
     cider = CIDErD()
