@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from .encouraging import AdjustLabelSmoothedEncouragingLoss, AdjustLabelSmoothedEncouragingLossConfig
 from .label_smoothed_cross_entropy import AdjustLabelSmoothedCrossEntropy, AdjustLabelSmoothedCrossEntropyConfig
 
-__all__ = ["AdjustLabelSmoothedCrossEntropy", "AdjustLabelSmoothedCrossEntropyConfig"]
+__all__ = [
+    "AdjustLabelSmoothedCrossEntropy",
+    "AdjustLabelSmoothedCrossEntropyConfig",
+    "AdjustLabelSmoothedEncouragingLoss",
+    "AdjustLabelSmoothedEncouragingLossConfig",
+]

@@ -1,4 +1,4 @@
-"""Cross-entropy as OFA trains with it: label smoothing, confidences, closed answer sets, drop-worst.
+"""Cross-entropy as OFA trains with it: label smoothing, confidences, closed answer sets, drop-worst, R-Drop, mixtures.
 
 A position may be restricted to the tokens that continue an answer of the closed set. Those ids travel as a flat list
 (`allowed_tokens`, `allowed_counts`), and the softmax is taken over them alone: no B x T x V mask is ever built, and a
@@ -34,29 +34,77 @@ class AdjustLabelSmoothedCrossEntropyConfig(FairseqDataclass):
     ignore_eos: bool = field(default=False, metadata={"help": "no loss on the end of the sentence"})
     drop_worst_ratio: float = field(default=0.0, metadata={"help": "share of the tokens, largest loss first, to drop"})
     drop_worst_after: int = field(default=0, metadata={"help": "drop the worst tokens only after this many updates"})
-    use_rdrop: bool = field(default=False, metadata={"help": "R-Drop; not supported yet"})
+    use_rdrop: bool = field(default=False, metadata={"help": "R-Drop: each row twice, both passes to agree"})
     reg_alpha: float = field(default=1.0, metadata={"help": "weight of the R-Drop term"})
-    sample_patch_num: int = field(default=0, metadata={"help": "patches sampled per picture; not supported yet"})
+    sample_patch_num: int = field(
+        default=196, metadata={"help": "patches sampled of each picture in the first part of a mixed batch; 0: all"}
+    )
     constraint_range: Optional[str] = field(  # noqa: UP045  fairseq's parser does not read `str | None`
         default=None, metadata={"help": "START,END: only ids START <= id < END and the four specials are admissible"}
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
 
-class TokenScores(NamedTuple):
-    """What the loss needs to know of N target positions.
+@dataclass
+class Distribution:
+    """Log-probabilities of N positions over their admissible tokens: as rows of K, or as M values in segments.
 
     Attributes:
-        target: float[N], log-probability of the target.
-        total: float[N], log-probabilities summed over the admissible tokens.
-        best: float[N], largest log-probability of an admissible token.
+        log_probs: float[N, K] or float[M].
+        target: float[N], that of each position's target.
         spread: float[N], number of admissible tokens less one: what smoothing divides by.
+        rows: int64[M], ascending, the position that a value belongs to; None where `log_probs` has rows.
+    """
+
+    log_probs: Tensor
+    target: Tensor
+    spread: Tensor
+    rows: Optional[Tensor] = None  # noqa: UP045
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds values of the shape of `log_probs` up over the admissible tokens: float[N]."""
+        if self.rows is None:
+            return values.sum(dim=1)
+        return values.new_zeros(len(self.target)).index_add(0, self.rows, values)
+
+    def best(self) -> Tensor:
+        """float[N]: the largest log-probability of an admissible token."""
+        log_probs = self.log_probs.detach()
+        if self.rows is None:
+            return log_probs.amax(dim=1)
+        lowest = log_probs.new_full((len(self.target),), -math.inf)
+        return lowest.scatter_reduce(0, self.rows, log_probs, "amax")
+
+    def weighted(self, weight: Tensor) -> Tensor:
+        """`log_probs` times the weight float[N] of their position."""
+        return self.log_probs * (weight.unsqueeze(1) if self.rows is None else weight[self.rows])
+
+    def disagreement(self) -> Tensor:
+        """R-Drop's (KL(p|q) + KL(q|p)) / 2 of position i, p, and position i + N / 2, q: float[N], zeros from N / 2 on.
+
+        Both halves must admit the same tokens.
+        """
+        p, q = self.log_probs.chunk(2)
+        both = 0.5 * (p.exp() - q.exp()) * (p - q)
+        return self.sum(torch.cat([both, torch.zeros_like(both)]))
+
+
+class TokenScores(NamedTuple):
+    """What the loss needs to know of N target positions, each float[N].
+
+    Attributes:
+        target: log-probability of the target.
+        total: log-probabilities summed over the admissible tokens.
+        best: largest log-probability of an admissible token.
+        spread: number of admissible tokens less one.
+        extra: what is added to the loss beside the cross-entropy: R-Drop's term, a subclass' `extra`.
     """
 
     target: Tensor
     total: Tensor
     best: Tensor
     spread: Tensor
+    extra: Tensor
 
 
 @register_criterion("adjust_label_smoothed_cross_entropy", dataclass=AdjustLabelSmoothedCrossEntropyConfig)
@@ -67,74 +115,121 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
     `(1 - epsilon - e_i) * nll + e_i * sum over admissible of -log p`; it is multiplied by the row's confidence.
 
     Raises:
-        UserError: an option that is not supported, or one whose value makes no sense; the flag is named.
+        UserError: an option whose value makes no sense; the flag is named.
     """
 
     def __init__(self, cfg: AdjustLabelSmoothedCrossEntropyConfig, task: Any):
         super().__init__(task)
-        if cfg.use_rdrop:
-            raise UserError("--use-rdrop is not supported yet; leave it out")
-        if cfg.sample_patch_num:
-            raise UserError("--sample-patch-num belongs to pretraining, which is not supported yet; leave it out")
-        if not 0 <= cfg.drop_worst_ratio < 1:
-            raise UserError(f"--drop-worst-ratio {cfg.drop_worst_ratio}: must be at least 0 and less than 1")
-        if not 0 <= cfg.label_smoothing < 1:
-            raise UserError(f"--label-smoothing {cfg.label_smoothing}: must be at least 0 and less than 1")
+        for flag, value in (("--drop-worst-ratio", cfg.drop_worst_ratio), ("--label-smoothing", cfg.label_smoothing)):
+            check_share(flag, value)
+        if cfg.sample_patch_num < 0:
+            raise UserError(f"--sample-patch-num {cfg.sample_patch_num}: a number of patches, or 0 for all of them")
         self.cfg = cfg
         self.eos = task.target_dictionary.eos()
         self.range = parse_range(cfg.constraint_range, len(task.target_dictionary)) if cfg.constraint_range else None
 
     def forward(
-        self, model: Any, sample: dict[str, Any], update_num: int = 0, reduce: bool = True
+        self, model: Any, sample: Any, update_num: int = 0, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The loss of one batch.
+        """The loss of one batch, or of a mixture of several.
 
         Args:
-            model: called with `**sample["net_input"]`; the first of its outputs is float[B, T, V] logits.
-            sample: `target` int64[B, T], `ntokens`, and optionally `conf` float[B], and either `allowed_tokens`
-                int64[N] with `allowed_counts` int64[B, T] (ids admissible at each position, row-major; a count of 0
-                leaves the position free) or the official `constraint_masks` bool[B, T, V].
+            model: called with `**sample["net_input"]`; the first of its outputs is float[B, T, V] logits. A mixture
+                goes through it at once, as `parts={name: net_input}`, and comes back as {name: outputs}.
+            sample: `net_input`, `target` int64[B, T], `ntokens`, and optionally `conf` float[B], and either
+                `allowed_tokens` int64[N] with `allowed_counts` int64[B, T] (ids admissible at each position, row-major;
+                a count of 0 leaves the position free) or the official `constraint_masks` bool[B, T, V].
+                A mixture is {"parts": {name: such a sample}}, or the official list or tuple of two.
             update_num: updates done so far; `--drop-worst-after` counts them.
-            reduce: False gives the losses of the N scored tokens instead of their sum.
+            reduce: False gives the losses of the N scored tokens instead of their sum (not of a mixture).
 
         Returns:
             loss (nats, summed), sample size (tokens scored, or sentences under `--sentence-avg`), and what to log: the
-            same keys in the same order and of the same kind for every batch.
+            same keys in the same order and of the same kind for every batch. A mixture's loss is the sum of its parts'
+            means, and its sample size 1.
 
         Raises:
             UserError: a target is outside its admissible set.
         """
-        logits = model(**sample["net_input"])[0]
+        if isinstance(sample, (list, tuple)):  # the official form
+            sample = {"parts": {f"v{number}": part for number, part in enumerate(sample, 1)}}
+        if "parts" in sample:
+            return self.mixture(model, sample["parts"], update_num)
+        if self.cfg.use_rdrop:
+            sample = doubled(sample)
+        losses, log = self.token_losses(model(**sample["net_input"])[0], sample, update_num)
+        return losses.sum() if reduce else losses, log["sample_size"], log
+
+    def mixture(
+        self, model: Any, parts: dict[str, dict[str, Any]], update_num: int
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The sum of the parts' mean losses; logs these means, and beside them each part's sum and size."""
+        if self.cfg.use_rdrop:
+            parts = {name: doubled(part) for name, part in parts.items()}
+        inputs = {name: part["net_input"] for name, part in parts.items()}
+        first = next(iter(inputs))
+        if self.cfg.sample_patch_num and inputs[first].get("patch_images") is not None:
+            inputs[first] = {**inputs[first], "sample_patch_num": self.cfg.sample_patch_num}
+        outputs = model(parts=inputs)
+        logs, loss = {}, torch.zeros(())
+        for name, part in parts.items():
+            losses, logs[name] = self.token_losses(outputs[name][0], part, update_num)
+            loss = losses.sum() / max(logs[name]["sample_size"], 1) + loss.to(losses)
+
+        def added(key: str, mean: bool = False) -> Any:
+            return sum(log[key] / max(log["sample_size"], 1) if mean else log[key] for log in logs.values())
+
+        log = {
+            "loss": loss.detach(),
+            "nll_loss": added("nll_loss", mean=True),
+            "ntokens": added("ntokens"),
+            "nsentences": added("nsentences"),
+            "sample_size": 1,
+            "nscored": 1,  # nll_loss is a mean already
+            **{f"loss_{name}": log["loss"] for name, log in logs.items()},
+            **{f"sample_size_{name}": log["sample_size"] for name, log in logs.items()},
+        }
+        if self.cfg.report_accuracy:
+            log |= {key: added(key) for key in ("n_correct", "n_ranked")}
+        return loss, 1, log
+
+    def token_losses(self, logits: Tensor, sample: dict[str, Any], update_num: int) -> tuple[Tensor, dict[str, Any]]:
+        """The losses float[N] of the tokens that count, and what `forward` logs of one batch.
+
+        Args:
+            logits: float[B, T, V]; under R-Drop rows i and i + B / 2 are two passes of one row.
+            sample, update_num: as in `forward`.
+        """
         target = sample["target"]
         positions = self.scored_positions(target)
-        scores = self.score_tokens(logits, target, positions, sample)
         confidence = sample.get("conf")
         if confidence is None:
-            weight = torch.ones_like(scores.target)
+            weight = logits.new_ones(len(positions), dtype=torch.promote_types(logits.dtype, torch.float32))
         else:
-            weight = confidence.to(scores.target)[positions.div(target.size(1), rounding_mode="floor")]
+            weight = confidence[positions.div(target.size(1), rounding_mode="floor")]
+            weight = weight.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = self.score_tokens(logits, target, positions, weight, sample)
 
         spread_share = self.cfg.label_smoothing / scores.spread.clamp(min=1)
         nll = -scores.target * weight
-        loss = (1 - self.cfg.label_smoothing - spread_share) * nll - spread_share * scores.total * weight
-        if self.cfg.drop_worst_ratio > 0 and update_num > self.cfg.drop_worst_after:
-            keep = int(loss.numel() * (1 - self.cfg.drop_worst_ratio))
-            loss, kept = loss.topk(keep, largest=False)
-            nll, scores = nll[kept], TokenScores(*(column[kept] for column in scores))
+        losses = (1 - self.cfg.label_smoothing - spread_share) * nll - spread_share * scores.total * weight
+        kept = self.kept(losses.detach(), update_num)
+        if kept is not None:
+            losses, nll, scores = losses[kept], nll[kept], TokenScores(*(column[kept] for column in scores))
+        losses = losses + scores.extra
 
-        scored = loss.numel()
-        sample_size = target.size(0) if self.cfg.sentence_avg else scored
-        logging_output = {
-            "loss": loss.detach().sum(),
+        scored = losses.numel()
+        log = {
+            "loss": losses.detach().sum(),
             "nll_loss": nll.detach().sum(),
             "ntokens": int(sample["ntokens"]),
             "nsentences": target.size(0),
-            "sample_size": sample_size,
+            "sample_size": target.size(0) if self.cfg.sentence_avg else scored,
             "nscored": scored,
         }
         if self.cfg.report_accuracy:
-            logging_output["n_correct"] = (scores.target >= scores.best).sum()
-        return loss.sum() if reduce else loss, sample_size, logging_output
+            log |= {"n_correct": (scores.target >= scores.best).sum(), "n_ranked": scored}
+        return losses, log
 
     def scored_positions(self, target: Tensor) -> Tensor:
         """int64[N]: indices into the flattened int64[B, T] target of the positions that have a loss."""
@@ -144,31 +239,59 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         scored[:, : self.cfg.ignore_prefix_size] = False
         return scored.flatten().nonzero().squeeze(1)
 
-    def score_tokens(self, logits: Tensor, target: Tensor, positions: Tensor, sample: dict[str, Any]) -> TokenScores:
+    def kept(self, losses: Tensor, update_num: int) -> Tensor | None:
+        """int64[K]: which of N tokens are left by drop-worst, those of small loss first; None: all of them.
+
+        Under R-Drop the first pass decides for both.
+        """
+        return smallest(losses, self.cfg.drop_worst_ratio, update_num, self.cfg.drop_worst_after, self.cfg.use_rdrop)
+
+    def score_tokens(
+        self, logits: Tensor, target: Tensor, positions: Tensor, weight: Tensor, sample: dict[str, Any]
+    ) -> TokenScores:
         """Scores the targets at `positions` (int64[N]) under whatever constraint the batch or the options hold."""
         targets = target.flatten()[positions]
+        columns, order = [], []
+        for chosen, distribution in self.distributions(logits, targets, positions, sample):
+            extra = self.extra(distribution, weight[chosen], logits.size(2))
+            if self.cfg.use_rdrop:
+                extra = extra + self.cfg.reg_alpha * weight[chosen] * distribution.disagreement()
+            total = distribution.sum(distribution.log_probs)
+            columns.append((distribution.target, total, distribution.best(), distribution.spread, extra))
+            order.append(chosen)
+        if len(columns) == 1:
+            return TokenScores(*columns[0])
+        order = torch.cat(order).argsort()
+        return TokenScores(*(torch.cat(column)[order] for column in zip(*columns, strict=True)))
+
+    def extra(self, distribution: Distribution, weight: Tensor, vocabulary: int) -> Tensor:
+        """What a subclass adds to the loss of each token, float[N]; `weight` float[N] are confidences."""
+        return torch.zeros_like(distribution.target)
+
+    def distributions(
+        self, logits: Tensor, targets: Tensor, positions: Tensor, sample: dict[str, Any]
+    ) -> list[tuple[Tensor | slice, Distribution]]:
+        """The positions in groups that are constrained alike, each with its indices among the N."""
+        every = torch.arange(len(positions), device=positions.device)
         if sample.get("allowed_tokens") is not None:
             counts = sample["allowed_counts"].flatten()
             tokens = sample["allowed_tokens"]
             owners = torch.arange(counts.numel(), device=counts.device)
             owners = owners.repeat_interleave(counts, output_size=tokens.numel())
             free = counts[positions] == 0
-            if bool(free.all()):
-                return free_scores(logits, targets, positions)
-            if bool(free.any()):
-                parts = (
-                    free_scores(logits, targets[free], positions[free]),
-                    allowed_scores(logits, targets[~free], positions[~free], owners, tokens),
-                )
-                order = torch.cat([free.nonzero(), (~free).nonzero()]).squeeze(1).argsort()
-                return TokenScores(*(torch.cat(columns)[order] for columns in zip(*parts, strict=True)))
-            return allowed_scores(logits, targets, positions, owners, tokens)
+            groups = []
+            if bool(free.any()) or not len(free):
+                groups.append((every[free], free_scores(logits, targets[free], positions[free])))
+            if not bool(free.all()):
+                chosen = every[~free]
+                groups.append((chosen, allowed_scores(logits, targets[chosen], positions[chosen], owners, tokens)))
+            return groups
         if sample.get("constraint_masks") is not None:
             rows, tokens = sample["constraint_masks"].flatten(0, 1)[positions].nonzero(as_tuple=True)
-            return allowed_scores(logits, targets, positions, positions[rows], tokens)
+            return [(every, allowed_scores(logits, targets, positions, positions[rows], tokens))]
         if self.range:
-            return range_scores(logits, targets, positions, *self.range)
-        return free_scores(logits, targets, positions)
+            return [(every, range_scores(logits, targets, positions, *self.range))]
+        return [(every, free_scores(logits, targets, positions))]
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
@@ -176,18 +299,23 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
 
         Keys that it does not know are left to the task.
         """
-        totals = {
-            key: sum(log.get(key, 0) for log in logging_outputs)
-            for key in ("loss", "nll_loss", "ntokens", "nsentences", "sample_size", "nscored", "n_correct")
-        }
+        names = ["loss", "nll_loss", "ntokens", "nsentences", "sample_size", "nscored", "n_correct", "n_ranked"]
+        parts = [key.removeprefix("loss_") for key in next(iter(logging_outputs), {}) if key.startswith("loss_")]
+        names += [f"{kind}_{part}" for part in parts for kind in ("loss", "sample_size")]
+        totals = {key: sum(log.get(key, 0) for log in logging_outputs) for key in names}
         size, scored = max(totals["sample_size"], 1), max(totals["nscored"], 1)
         metrics.log_scalar("loss", totals["loss"] / size, size, round=3)
+        for part in parts:
+            of_part = max(totals[f"sample_size_{part}"], 1)
+            metrics.log_scalar(f"loss_{part}", totals[f"loss_{part}"] / of_part, of_part, round=3)
+            metrics.log_scalar(f"sample_size_{part}", totals[f"sample_size_{part}"], 1, round=3)
         metrics.log_scalar("nll_loss", totals["nll_loss"] / scored, scored, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg, base=math.e))
         for key in ("ntokens", "nsentences", "sample_size"):
             metrics.log_scalar(key, totals[key], 1, round=3)
         if any("n_correct" in log for log in logging_outputs):
-            metrics.log_scalar("accuracy", totals["n_correct"] * 100.0 / scored, scored, round=3)
+            ranked = max(totals["n_ranked"], 1)
+            metrics.log_scalar("accuracy", totals["n_correct"] * 100.0 / ranked, ranked, round=3)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -195,12 +323,12 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         return True
 
 
-def free_scores(logits: Tensor, targets: Tensor, positions: Tensor) -> TokenScores:
+def free_scores(logits: Tensor, targets: Tensor, positions: Tensor) -> Distribution:
     """Scores over the whole vocabulary; only the N rows at `positions` are normalised."""
     return dense_scores(logits.flatten(0, 1)[positions], targets, slack=0.0)
 
 
-def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int, end: int) -> TokenScores:
+def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int, end: int) -> Distribution:
     """Scores over the specials and the ids start <= id < end.
 
     Raises:
@@ -218,18 +346,17 @@ def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int,
     return dense_scores(rows, columns, slack=SLACK)
 
 
-def dense_scores(rows: Tensor, targets: Tensor, slack: float) -> TokenScores:
+def dense_scores(rows: Tensor, targets: Tensor, slack: float) -> Distribution:
     """Scores of float[N, K] logits of which every column is admissible; `targets` int64[N] are columns."""
     log_probs = torch.log_softmax(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
-    return TokenScores(
+    return Distribution(
+        log_probs,
         target=log_probs.gather(1, targets.unsqueeze(1)).squeeze(1),
-        total=log_probs.sum(dim=1),
-        best=log_probs.detach().amax(dim=1),
         spread=log_probs.new_full((len(rows),), rows.size(1) - 1 + slack),
     )
 
 
-def allowed_scores(logits: Tensor, targets: Tensor, positions: Tensor, owners: Tensor, tokens: Tensor) -> TokenScores:
+def allowed_scores(logits: Tensor, targets: Tensor, positions: Tensor, owners: Tensor, tokens: Tensor) -> Distribution:
     """Scores over an own set of tokens at each position, by a softmax over segments of one flat list.
 
     Args:
@@ -265,12 +392,42 @@ def allowed_scores(logits: Tensor, targets: Tensor, positions: Tensor, owners: T
     log_probs = values - (peak + mass.log())[rows]  # one admissible token: exactly 0
     target = log_probs.new_zeros(len(targets)).index_add(0, rows[hit], log_probs[hit])
     count = torch.bincount(rows, minlength=len(targets))
-    return TokenScores(
-        target=target,
-        total=log_probs.new_zeros(len(targets)).index_add(0, rows, log_probs),
-        best=-mass.detach().log(),
-        spread=(count - 1 + SLACK).to(log_probs),
-    )
+    return Distribution(log_probs, target, spread=(count - 1 + SLACK).to(log_probs), rows=rows)
+
+
+def smallest(losses: Tensor, drop: float, update_num: int, after: int, paired: bool) -> Tensor | None:
+    """int64[K]: the share 1 - `drop` of N tokens with the smallest loss, in its order; None: all, or not yet.
+
+    Args:
+        losses: float[N].
+        update_num, after: tokens are dropped from update `after` + 1 on.
+        paired: token i + N / 2 shares the fate of token i (R-Drop).
+    """
+    if drop <= 0 or update_num <= after:
+        return None
+    if not paired:
+        return losses.topk(int(len(losses) * (1 - drop)), largest=False).indices
+    half = len(losses) // 2
+    first = losses[:half].topk(int(half * (1 - drop)), largest=False).indices
+    return torch.cat([first, first + half])
+
+
+def doubled(sample: dict[str, Any]) -> dict[str, Any]:
+    """The batch with every row a second time behind all others; a number such as sample_patch_num stays as it is."""
+
+    def twice(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
+
+    net_input = {name: twice(value) for name, value in sample["net_input"].items()}
+    kept = ("target", "conf", "allowed_tokens", "allowed_counts", "constraint_masks")
+    rest = {name: twice(sample[name]) for name in kept if name in sample}
+    return {"net_input": net_input, "ntokens": 2 * sample["ntokens"], **rest}
+
+
+def check_share(flag: str, value: float) -> None:
+    """Raises UserError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise UserError(f"{flag} {value}: must be at least 0 and less than 1")
 
 
 def parse_range(text: str, vocabulary: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ class Example:
         place: `file:line`, for messages.
         source: int64[S], with bos and eos.
         target: int64[T], ending in eos.
+        prompt: int64[P], what the decoder is given before it answers, beginning with bos; None: bos alone.
         image: uint8[3, h, w], or None for a text task.
         confidence: weight of the example's loss.
         allowed: for each target position the ids that a closed answer set admits there; None: no closed set.
@@ -33,6 +34,7 @@ class Example:
     place: str
     source: Tensor
     target: Tensor
+    prompt: Tensor | None = None
     image: Tensor | None = None
     confidence: float = 1.0
     allowed: list[list[int]] | None = None
@@ -43,6 +45,11 @@ class Example:
 def pad_right(sequences: list[Tensor], pad: int) -> Tensor:
     """Stacks int64[n] sequences of different length into int64[B, longest], padded on the right with `pad`."""
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad)
+
+
+def pad_left(sequence: Tensor, count: int, pad: int) -> Tensor:
+    """int64[n] to int64[count + n]."""
+    return torch.cat([torch.full((count,), pad), sequence])
 
 
 def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = False) -> dict[str, Any]:
@@ -59,16 +66,16 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
 
     Returns:
         `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], and for images
-        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B]), `target` int64[B, T], `conf` float32[B], `id`
+        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B]), `target` int64[B, T] (pad within the prompt),
+        `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B], `id`
         int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
         (the ids allowed at each position, row after row; a count of 0 leaves the position free), and the lists
         `uniq_ids`, `places`, `references`, `reference_tokens`.
     """
-    target = pad_right([example.target for example in examples], pad)  # [B, T]
-    previous = torch.full_like(target, pad)
-    for row, example in enumerate(examples):
-        previous[row, 0] = bos
-        previous[row, 1 : len(example.target)] = example.target[:-1]
+    prompts = [torch.tensor([bos]) if example.prompt is None else example.prompt for example in examples]
+    pairs = list(zip([example.target for example in examples], prompts, strict=True))
+    target = pad_right([pad_left(target, len(prompt) - 1, pad) for target, prompt in pairs], pad)  # [B, T]
+    previous = pad_right([torch.cat([prompt, target[:-1]]) for target, prompt in pairs], pad)  # [B, T]
     net_input = {
         "src_tokens": pad_right([example.source for example in examples], pad),
         "src_lengths": torch.tensor([len(example.source) for example in examples]),
@@ -77,13 +84,14 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
     if examples[0].image is not None:
         net_input["patch_images"] = normalise(torch.stack([example.image for example in examples]), imagenet_mean)
         net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
-    allowed_tokens, allowed_counts = _allowed(examples, target.shape)
+    allowed_tokens, allowed_counts = _allowed(examples, [len(prompt) - 1 for prompt in prompts], target.shape)
     return {
         "id": torch.tensor([example.row for example in examples]),
         "nsentences": len(examples),
         "ntokens": int(target.ne(pad).sum()),
         "net_input": net_input,
         "target": target,
+        "prefix_tokens": pad_right([prompt[1:] for prompt in prompts], pad),
         "conf": torch.tensor([example.confidence for example in examples], dtype=torch.float32),
         "allowed_tokens": allowed_tokens,
         "allowed_counts": allowed_counts,
@@ -96,12 +104,15 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
     }
 
 
-def _allowed(examples: list[Example], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The answer sets' allowed ids, concatenated row-major, and how many belong to each position of [B, T]."""
+def _allowed(examples: list[Example], starts: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """The answer sets' allowed ids, concatenated row-major, and how many belong to each position of [B, T].
+
+    The answer of row b starts at position `starts[b]`.
+    """
     counts = torch.zeros(shape, dtype=torch.int64)
     tokens: list[int] = []
     for row, example in enumerate(examples):
-        for position, ids in enumerate(example.allowed or ()):
+        for position, ids in enumerate(example.allowed or (), starts[row]):
             counts[row, position] = len(ids)
             tokens.extend(ids)
     return torch.tensor(tokens, dtype=torch.int64), counts

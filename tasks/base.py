@@ -402,9 +402,13 @@ class OFATask(FairseqTask):
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
                 "(one is the end symbol): lower it, or train with a larger --max-target-positions"
             )
-        if self.trie is not None:
+        if self.trie is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
         return super().build_generator(build_ensemble(models, self.trie), settings, seq_gen_cls, *stock)
+
+    def prompted(self) -> bool:
+        """Whether the decoder is given more than bos before it answers."""
+        return False
 
     def inference_step(
         self,
@@ -432,8 +436,12 @@ class OFATask(FairseqTask):
         prefix_tokens: torch.Tensor | None = None,
         constraints: torch.Tensor | None = None,
     ) -> list[list[dict[str, Any]]]:
+        if self.prompted() and prefix_tokens is not None:
+            raise UserError("--prefix-size does not go with --prompt-type: the prompt is the prefix; leave one out")
         try:
             with torch.no_grad():
+                if self.prompted():
+                    return generator.complete(models, sample, sample["prefix_tokens"], self.codec.bos)
                 return generator.generate(
                     models, sample, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=self.codec.bos
                 )

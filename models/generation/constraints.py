@@ -53,11 +53,12 @@ class ConstrainedEnsemble(EnsembleModel):
         models: fairseq encoder-decoder models.
         trie: closed answer set; None leaves the search free.
         pad: padding id of the prompts.
+        bos, eos: a bos inside a prompt stands for an eos, on which stock would end the sentence.
     """
 
-    def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1):
+    def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1, bos: int = 0, eos: int = 2):
         super().__init__([MaskedModel(model) for model in models])
-        self.trie, self.pad = trie, pad
+        self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
         self.end = torch.tensor([] if trie is None else [trie.eos], dtype=torch.int64)
 
@@ -89,6 +90,9 @@ class ConstrainedEnsemble(EnsembleModel):
             NonFiniteLogits: a row's logits hold NaN or infinity.
         """
         rows = encoder_outs[-1]
+        step = torch.arange(tokens.size(1), device=tokens.device)
+        stand_in = tokens.eq(self.bos) & (step > 0) & (step <= rows["prompt_length"][0].unsqueeze(1))
+        tokens = tokens.masked_fill(stand_in, self.eos)
         mask = None if self.trie is None else self.allowed(tokens, rows["prompt_length"][0])
         for model in self.models:
             model.mask = mask
@@ -176,7 +180,7 @@ class BadRows(Exception):
 
 
 class ConstrainedGenerator(SequenceGenerator):
-    """Stock generator fitted to a closed answer set.
+    """Stock generator fitted to a closed answer set, and to prompts.
 
     It tells its ensemble the prompts, narrows the beam to the number of answers (a wider one holds rows that can never
     end, on which stock stops with an AssertionError), and refuses what would cut every path through the trie.
@@ -210,6 +214,37 @@ class ConstrainedGenerator(SequenceGenerator):
             raise UserError("--no-repeat-ngram-size can cut answers of the closed set; leave it out or set it to 0")
         self.beam_size = min(self.beam_size, len(self.trie))
 
+    def complete(
+        self, models: Sequence[nn.Module], sample: dict[str, Any], prompts: Tensor, bos_token: int
+    ) -> list[list[dict[str, Tensor]]]:
+        """As stock's `generate`, but each hypothesis goes on from its row's prompt, and holds only what follows it.
+
+        Tokens, scores and limits of length count from the end of the prompt (the limits from that of the longest and
+        shortest); officially scores and limits count the prompt as well.
+
+        Args:
+            models, sample, bos_token: as for stock.
+            prompts: int64[B, P] without bos, right-padded; an eos in it ends nothing.
+        """
+        lengths = prompts.ne(self.pad).sum(dim=1).tolist()
+        limits = self.max_len_b, self.min_len
+        self.max_len_b, self.min_len = self.max_len_b + max(lengths), self.min_len + min(lengths)
+        try:
+            stand_in = prompts.masked_fill(prompts.eq(self.eos), bos_token)
+            beams = self.generate(models, sample, prefix_tokens=stand_in, bos_token=bos_token)
+        finally:
+            self.max_len_b, self.min_len = limits
+        for beam, length in zip(beams, lengths, strict=True):
+            for hypothesis in beam:
+                hypothesis["tokens"] = hypothesis["tokens"][length:]
+                hypothesis["positional_scores"] = hypothesis["positional_scores"][length:]
+                size = len(hypothesis["tokens"]) ** self.len_penalty if self.normalize_scores else 1
+                hypothesis["score"] = hypothesis["positional_scores"].sum() / size
+                if hypothesis["attention"].numel():
+                    hypothesis["attention"] = hypothesis["attention"][:, length:]
+            beam.sort(key=lambda hypothesis: -float(hypothesis["score"]))
+        return beams
+
     def _generate(
         self,
         sample: dict[str, Any],
@@ -219,8 +254,8 @@ class ConstrainedGenerator(SequenceGenerator):
     ) -> list[list[dict[str, Tensor]]]:
         if self.trie is not None:
             self.check_lengths(sample["net_input"]["src_tokens"].size(1), prefix_tokens)
-            if prefix_tokens is not None:
-                sample = {**sample, "net_input": {**sample["net_input"], "prefix_tokens": prefix_tokens}}
+        if prefix_tokens is not None:
+            sample = {**sample, "net_input": {**sample["net_input"], "prefix_tokens": prefix_tokens}}
         return super()._generate(sample, prefix_tokens, constraints, bos_token)
 
     def check_lengths(self, source_length: int, prompts: Tensor | None) -> None:

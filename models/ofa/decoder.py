@@ -240,6 +240,15 @@ class Decoder(FairseqIncrementalDecoder):
         bias = _by_row([mode.absolute + mode.tables(number, mode.buckets) for mode in modes], code_masks)
         return self.layers[number](x, source, bias, *rest)
 
+    def for_codes(self) -> list[nn.Module]:
+        """What a batch that writes no image codes does not use."""
+        tables = self.image_rel_pos_table_list
+        return [self.code_layernorm_embedding, self.embed_image_positions, self.image_pos_ln, tables]
+
+    def for_text(self) -> list[nn.Module]:
+        """What a batch that writes image codes only does not use."""
+        return [self.layernorm_embedding, self.embed_positions, self.pos_ln, self.token_rel_pos_table_list]
+
     def reorder_incremental_state(self, incremental_state: dict[str, dict[str, Tensor]], new_order: Tensor) -> None:
         """Follows the beams: the rows become `new_order` (int64[N]).
 

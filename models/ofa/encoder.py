@@ -208,6 +208,13 @@ class Encoder(FairseqEncoder):
             bias[:, :, :start, :start] += self.image_rel_pos_table_list(number, patches[0])
         return self.layers[number](x, bias, mask)
 
+    def for_pictures(self) -> list[nn.Module]:
+        """What a batch without pictures does not use."""
+        return [
+            *(self.embed_images, self.image_proj, self.patch_layernorm_embedding),
+            *(self.embed_image_positions, self.image_pos_ln, self.image_rel_pos_table_list),
+        ]
+
     def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
         """The rows `new_order` (int64[N]) of what `forward` returned; positions that rows share stay one row."""
         positions = [

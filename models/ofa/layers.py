@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
@@ -17,6 +19,12 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
         return x
     keep = x.new_empty(x.shape[0], *(1 for _ in x.shape[1:])).bernoulli_(1.0 - rate)
     return x * keep.div_(1.0 - rate)
+
+
+def touch(x: Tensor, modules: Iterable[nn.Module]) -> Tensor:
+    """`x` unchanged, but every trained parameter of `modules` has a gradient from it: zero."""
+    first = [p.flatten()[0] for module in modules for p in module.parameters() if p.requires_grad]
+    return x + 0 * torch.stack(first).sum().to(x.dtype) if first else x
 
 
 class Layer(nn.Module):

@@ -16,6 +16,9 @@ from . import checkpoint
 from .config import ARCHITECTURES, OFAConfig, add_inert_flags, apply_architecture, resolve
 from .decoder import Decoder
 from .encoder import Encoder
+from .layers import touch
+
+Outputs = tuple[Tensor, dict[str, list[Tensor | None]]]
 
 
 @register_model("ofa", dataclass=OFAConfig)
@@ -57,7 +60,7 @@ class OFAModel(FairseqEncoderDecoderModel):
 
     def forward(
         self,
-        src_tokens: Tensor,
+        src_tokens: Tensor | None = None,
         src_lengths: Tensor | None = None,
         prev_output_tokens: Tensor | None = None,
         patch_images: Tensor | None = None,
@@ -71,8 +74,12 @@ class OFAModel(FairseqEncoderDecoderModel):
         return_all_hiddens: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Outputs | dict[str, Outputs]:
         """Source, pictures and previous target tokens to logits (teacher forcing).
+
+        In training every parameter gets a gradient, zero where a batch has no picture or writes no codes: which ones
+        take part must not differ between ranks, or data-parallel training waits for ever.
 
         Args:
             src_tokens: int64[B, L], padded on the right.
@@ -88,11 +95,15 @@ class OFAModel(FairseqEncoderDecoderModel):
             token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
             return_all_hiddens: keep the encoder's inner states (the decoder's are always returned).
             alignment_layer, alignment_heads: cross-attention to return, see `Decoder.forward`.
+            parts: instead of all others, the arguments of several batches by name: a mixture is one call, since
+                data-parallel wrappers expect one forward for each backward.
 
         Returns:
             logits float[B, T, V], features float[B, T, D] or class scores float[B, N], and the decoder's
-            {"attn": ..., "inner_states": ...}.
+            {"attn": ..., "inner_states": ...}; of a mixture such a pair by name.
         """
+        if parts is not None:
+            return {name: self.forward(**batch) for name, batch in parts.items()}
         encoder_out = self.encoder(
             src_tokens,
             patch_images=patch_images,
@@ -113,7 +124,22 @@ class OFAModel(FairseqEncoderDecoderModel):
         if classification_head_name is not None:
             last = prev_output_tokens.ne(self.decoder.padding_idx).sum(1) - 1
             x = self.classification_heads[classification_head_name](x[torch.arange(len(x), device=x.device), last])
+        if self.training and torch.is_grad_enabled():
+            x = touch(x, self._idle(patch_images, code_masks, classification_head_name))
         return x, extra
+
+    def _idle(self, patch_images: Tensor | None, code_masks: Tensor | None, head: str | None) -> list[nn.Module]:
+        """What a batch with these arguments may not use."""
+        if self.cfg.encoder_layerdrop or self.cfg.decoder_layerdrop:
+            return [self]
+        idle = [module for name, module in self.classification_heads.items() if name != head]
+        if patch_images is None:
+            idle += self.encoder.for_pictures()
+        if code_masks is None or not code_masks.any():
+            idle += self.decoder.for_codes()
+        elif code_masks.all():
+            idle += self.decoder.for_text()
+        return idle
 
     def register_classification_head(self, name: str, num_classes: int, inner_dim: int | None = None) -> None:
         """Adds a head over the last token's features, of the kind `--pooler-classifier`.

@@ -21,6 +21,12 @@ class VQAScore(Metric):
         return float(reference.get(hypothesis, 0.0))
 
 
+class SNLIScore(VQAScore):
+    """Share of the pairs whose label was predicted, under its official name."""
+
+    name = "snli_score"
+
+
 def parse_answers(cell: str) -> dict[str, float]:
     """`"0.6|!+no&&1.0|!+yes"` to `{"no": 0.6, "yes": 1.0}`, in the order written; of equal answers the last counts.
 

@@ -15,6 +15,7 @@ from fairseq.logging import metrics
 from torch import nn
 
 from ofa_plugin.criterions import AdjustLabelSmoothedCrossEntropy, AdjustLabelSmoothedCrossEntropyConfig
+from ofa_plugin.criterions.label_smoothed_cross_entropy import doubled
 from ofa_plugin.errors import UserError
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "criterion.json").read_text())
@@ -27,20 +28,25 @@ TARGETS = {  # two cases were recorded on other targets than the rest
 }
 NAMES = (
     "plain sentence_avg conf ignore_prefix_1 ignore_eos ignore_eos_with_padding constraint_masks_list_output "
-    "constraint_range"
+    "constraint_range rdrop_same_logits_repeat two_batches_list two_batches_sample_patch_num_0"
 )
-TOKEN_CASES = [case for case in FIXTURE["function_cases"]["cases"] if "rdrop" not in case["name"]]
+TOKEN_CASES = FIXTURE["function_cases"]["cases"]
 
 
 class Given(nn.Module):
-    """A model that returns the logits it was made with, in a tuple as ours does."""
+    """A model that returns the logits it was made with, in a tuple as ours does, and notes what it was asked."""
 
     def __init__(self, logits):
         super().__init__()
         self.logits = nn.Parameter(torch.as_tensor(logits, dtype=torch.float32))
+        self.asked = []
 
-    def forward(self, **net_input):
-        return self.logits, {"attn": None}
+    def forward(self, parts=None, rows=None, **net_input):
+        if parts is not None:
+            return {name: self(**inputs) for name, inputs in parts.items()}
+        self.asked.append(net_input)
+        times = 1 if rows is None else len(rows) // len(self.logits)
+        return self.logits.repeat(times, 1, 1), {"attn": None}
 
 
 def build(**options) -> AdjustLabelSmoothedCrossEntropy:
@@ -80,10 +86,20 @@ def test_batch_loss_as_official(name):
         extra["conf"] = torch.tensor(GOLDEN["conf_case"])
     if name.startswith("constraint_masks"):
         extra["constraint_masks"] = mask_of(GOLDEN["constraint_allowed"])
-    loss, size, log = build(**case["criterion_args"])(Given(GOLDEN["logits"]), batch(TARGETS.get(name), **extra))
+    sample = batch(TARGETS.get(name), **extra)
+    if "rdrop" in name:
+        sample["net_input"]["rows"] = torch.zeros(2)
+    if name.startswith("two_batches"):
+        second = batch(GOLDEN["two_batch_second_target"], conf=torch.tensor(GOLDEN["two_batch_second_conf"]))
+        sample["net_input"]["patch_images"] = torch.zeros(2, 3, 32, 32)
+        sample = [sample, second]
+    model = Given(GOLDEN["logits"])
+    loss, size, log = build(**case["criterion_args"])(model, sample)
+    sampled = [{key: asked[key] for key in asked if key == "sample_patch_num"} for asked in model.asked]
+    assert sampled == case["model_calls"]
     assert float(loss) == pytest.approx(case["loss"], abs=2e-5)  # five decimals
     assert size == case["sample_size"]
-    assert list(log)[:5] == list(case["logging"])
+    assert set(case["logging"]) <= set(log)
     for key, value in case["logging"].items():
         assert float(log[key]) == pytest.approx(value, abs=2e-5), key
 
@@ -94,18 +110,18 @@ def test_token_losses_as_official(case):
     """The fixture's log-probabilities serve as logits: a softmax leaves them as they are."""
     kwargs = case.get("kwargs", {})
     base = FIXTURE["function_cases"]["base"]
-    options = {name: kwargs[name] for name in ("drop_worst_ratio", "drop_worst_after") if name in kwargs}
-    extra = {}
+    options, extra = {"use_rdrop": "rdrop" in case["name"]}, {}
+    options |= {name: value for name, value in kwargs.items() if name != "constraint_masks"}
     if "constraint_masks" in kwargs:
         extra["constraint_masks"] = torch.tensor([kwargs["constraint_masks"]])
     if "range" in case["name"]:
         options["constraint_range"] = "6,10"
     sample = batch([case.get("target", base["target"])], **extra)
     criterion = build(label_smoothing=case["epsilon"], **options)
-    loss, size, log = criterion(Given([base["lprobs"]]), sample, update_num=case.get("update_num", 0))
-    assert float(loss) == pytest.approx(case["loss"], abs=1e-4)  # the fixture's six-decimal inputs
+    losses, log = criterion.token_losses(torch.tensor([base["lprobs"]]), sample, case.get("update_num") or 0)
+    assert float(losses.sum()) == pytest.approx(case["loss"], abs=1e-4)  # the fixture's six-decimal inputs
     assert float(log["nll_loss"]) == pytest.approx(case["nll"], abs=1e-4)
-    assert size == log["sample_size"] == case["ntokens"]
+    assert log["sample_size"] == case["ntokens"]
 
 
 @pytest.mark.parametrize("conf", [None, [0.6, 0.0]])
@@ -250,11 +266,78 @@ def test_accuracy_under_a_constraint_ranks_admissible_tokens_only():
     assert int(criterion(Given(logits), batch([[4]], **flat([[[4, 5]]])))[2]["n_correct"]) == 0
 
 
+def test_r_drop_pulls_two_passes_of_a_row_together_by_its_confidence():
+    """The divergence of both passes, by hand; officially it is that of log-probabilities scaled by the confidence."""
+    first, second = torch.tensor(GOLDEN["logits"]), torch.tensor(GOLDEN["logits"]).flip(1)
+    both = torch.cat([first, second])
+    conf = torch.tensor([1.0, 0.25])
+    criterion = build(label_smoothing=0.0, use_rdrop=True, reg_alpha=2.0)
+    sample = {**doubled(batch(conf=conf)), "net_input": {}}
+    assert sample["ntokens"] == 12 and torch.equal(sample["conf"], torch.cat([conf, conf]))
+    losses, log = criterion.token_losses(both, sample, 0)
+    plain = build(label_smoothing=0.0).token_losses(both, sample, 0)[0]
+    p, q = first.log_softmax(-1), second.log_softmax(-1)
+    divergence = 0.5 * ((p.exp() * (p - q)).sum(-1) + (q.exp() * (q - p)).sum(-1))  # [B, T]
+    expected = 2.0 * (divergence * conf.unsqueeze(1))[sample["target"][:2] != PAD].sum()
+    assert float((losses - plain).sum()) == pytest.approx(float(expected), rel=1e-5)
+    assert log["sample_size"] == 12
+
+
+@pytest.mark.parametrize("allowed", [GOLDEN["constraint_allowed"], [[[], [5, 6], [], [2]], [[7, 8], [], [], []]]])
+def test_r_drop_along_a_closed_set_is_finite_and_compares_what_is_allowed(allowed):
+    """Officially the divergence of two masked distributions is NaN."""
+    logits = torch.randn(4, 4, V, requires_grad=True)
+    sample = doubled(batch(**flat(allowed)))
+    losses, _ = build(label_smoothing=0.0, use_rdrop=True).token_losses(logits, sample, 0)
+    plain = build(label_smoothing=0.0).token_losses(logits, sample, 0)[0]
+    mask = mask_of([[step or range(V) for step in row] for row in allowed])
+    p, q = (half.detach().masked_fill(~mask, -math.inf).log_softmax(-1) for half in logits.chunk(2))
+    both = (0.5 * (p.exp() - q.exp()) * (p - q)).nan_to_num(0.0).sum(-1)
+    extra = (losses - plain).detach()
+    torch.testing.assert_close(extra[: len(extra) // 2], both[torch.tensor(GOLDEN["target"]) != PAD])
+    assert not extra[len(extra) // 2 :].any()
+    losses.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_r_drop_in_training_repeats_the_inputs_but_not_the_number_of_sampled_patches():
+    sample = batch()
+    sample["net_input"] = {"rows": torch.zeros(2), "code_masks": None, "sample_patch_num": 100}
+    model = Given(GOLDEN["logits"])
+    build(use_rdrop=True)(model, sample)
+    assert model.asked == [{"code_masks": None, "sample_patch_num": 100}]
+
+
+def test_a_mixture_is_the_same_as_dict_list_and_tuple():
+    one, two = batch(), batch(GOLDEN["two_batch_second_target"])
+    model, criterion = Given(GOLDEN["logits"]), build(report_accuracy=True)
+    loss, size, log = criterion(model, {"parts": {"v1": one, "v2": two}})
+    for form in ([one, two], (one, two)):
+        again, _, logged = criterion(model, form)
+        assert torch.equal(loss, again) and list(logged.items()) == list(log.items())
+    separate = [criterion(model, part) for part in (one, two)]
+    assert float(loss) == pytest.approx(sum(float(part[0]) / part[1] for part in separate))
+    with metrics.aggregate() as values:
+        criterion.reduce_metrics([log, log])
+    smoothed = values.get_smoothed_values()
+    assert smoothed["loss"] == pytest.approx(float(loss), abs=1e-3)
+    assert smoothed["loss_v2"] == pytest.approx(float(separate[1][0]) / separate[1][1], abs=1e-3)
+    correct, ranked = (sum(float(part[2][key]) for part in separate) for key in ("n_correct", "n_ranked"))
+    assert smoothed["accuracy"] == pytest.approx(100 * correct / ranked, abs=1e-3)
+
+
+def test_a_part_without_targets_adds_nothing_to_a_mixture():
+    model, criterion = Given(GOLDEN["logits"]), build()
+    loss = criterion(model, [batch(), batch([[PAD] * 4] * 2)])[0]
+    loss.backward()
+    assert float(loss) == pytest.approx(float(criterion(model, batch())[0]) / 6)
+    assert model.logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_rdrop": True}, "--use-rdrop"),
-        ({"sample_patch_num": 196}, "--sample-patch-num"),
+        ({"sample_patch_num": -1}, "--sample-patch-num -1"),
         ({"drop_worst_ratio": 1.0}, "--drop-worst-ratio 1.0"),
         ({"label_smoothing": -0.1}, "--label-smoothing -0.1"),
         ({"constraint_range": "6-10"}, "--constraint-range '6-10': expected START,END"),

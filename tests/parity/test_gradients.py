@@ -48,8 +48,9 @@ def test_gradients_of_case_c1(mode: str, norms: float, resnet_norms: float):
     for name, expected in recorded["grads [l2 norm, first element, sum]"].items():
         if name.endswith(ZERO_IN_THEORY):
             continue
-        if expected is None:
-            assert gradients[name] is None, name
+        if expected is None:  # no part of the graph officially; ours touches it, for data-parallel training
+            assert not (mode == "train" and gradients[name] is None), name
+            assert gradients[name] is None or not gradients[name].any(), name
             continue
         tolerance = resnet_norms if "embed_images" in name else norms
         assert gradients[name].norm().item() == pytest.approx(expected[0], rel=tolerance), name

@@ -165,3 +165,32 @@ def test_what_would_cut_answers_is_refused_by_name(options, flag):
     with pytest.raises(UserError, match=flag):
         generator = ConstrainedGenerator(models, toy_dictionary(16), Trie.from_answers(COLOURS), **options)
         generator.generate(models, sample([[4, 2]]), bos_token=0)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_prompts_with_an_end_symbol_inside_and_of_different_length_leave_the_ranking_exact(normalize):
+    """`--prompt-type src`: every prompt ends in eos, on which stock ends the sentence."""
+    model, trie = ToyModel.random(12, seed=5), Trie.from_answers(COLOURS)
+    prompts = torch.tensor([[9, 2, 1, 1], [10, 9, 11, 2], [1, 1, 1, 1]])  # eos 2, right-padded with 1
+    source = [[4, 2], [5, 2], [6, 2]]
+    generator = ConstrainedGenerator(
+        [model], toy_dictionary(12), trie, beam_size=4, normalize_scores=normalize, max_len_b=4
+    )
+    beams = generator.complete([model], sample(source), prompts, bos_token=0)
+    for row, (beam, prompt) in enumerate(zip(beams, prompts, strict=True)):
+        start = [0, *prompt[prompt != 1].tolist()]
+        expected = {}
+        for answer in COLOURS:
+            path = [*answer, 2]
+            tokens = torch.tensor([start + path])
+            encoded = {"first": [torch.tensor([source[row][0]])]}
+            logits = model.decoder(tokens[:, :-1], encoded)[0][0, len(start) - 1 :]
+            steps = [
+                torch.log_softmax(step[allowed], 0)[allowed.index(token)].item()
+                for step, allowed, token in zip(logits, trie.allowed(path), path, strict=True)
+            ]
+            expected[tuple(path)] = sum(steps) / (len(path) if normalize else 1)
+        found = {tuple(hypothesis["tokens"].tolist()): float(hypothesis["score"]) for hypothesis in beam}
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert (generator.max_len_b, generator.min_len) == (4, 1)

@@ -147,3 +147,44 @@ def test_regularised_training_step_runs(batch: dict[str, Tensor]):
     logits.sum().backward()
     assert logits.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", ["pictures and text", "text", "codes", "pictures and codes"])
+def test_in_training_every_parameter_gets_a_gradient(kind: str, batch: dict[str, Tensor]):
+    """Else data-parallel ranks with other kinds of batches would wait for each other for ever."""
+    if "pictures" not in kind:
+        batch = {name: value for name, value in batch.items() if not name.startswith("patch")}
+    if "codes" in kind:
+        batch["code_masks"] = torch.ones(2, dtype=torch.bool)
+    model = tiny().train()
+    model.register_classification_head("unused", 3)
+    model(**batch)[0].square().mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not without
+    idle = {"text": "encoder.image_proj.weight", "codes": "decoder.embed_positions.weight"}.get(kind)
+    if idle:
+        assert not dict(model.named_parameters())[idle].grad.any()
+
+
+def test_skipped_layers_get_a_gradient_of_zero(batch: dict[str, Tensor]):
+    model = tiny(encoder_layerdrop=1.0, decoder_layerdrop=1.0).train()
+    model(**batch)[0].square().mean().backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if ".layers." in name or "_table_list" in name}
+    assert grads and all(grad is not None and not grad.any() for grad in grads.values())
+
+
+def test_frozen_parameters_stay_untouched(batch: dict[str, Tensor]):
+    model = tiny(freeze_encoder=True).train()
+    text = {name: value for name, value in batch.items() if not name.startswith("patch")}
+    model(**text)[0].square().mean().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_a_mixture_is_each_of_its_parts(batch: dict[str, Tensor]):
+    text = {name: value for name, value in batch.items() if not name.startswith("patch")}
+    model = small_copy()
+    with torch.no_grad():
+        outputs = model(parts={"pictures": batch, "text": text})
+        assert list(outputs) == ["pictures", "text"]
+        assert torch.equal(outputs["pictures"][0], model(**batch)[0])
+        assert torch.equal(outputs["text"][0], model(**text)[0])

@@ -1,0 +1,186 @@
+"""What tasks with a closed answer set share: the set, the trie made of it, and what the decoder is given first."""
+
+# ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+import torch
+
+from ..data.answers import parse_answer_json, read_answers
+from ..data.builder import Builder, Row
+from ..data.codec import Codec
+from ..data.example import Example
+from ..data.image import PictureLoader
+from ..data.tsv import TSVStore
+from ..errors import UserError
+from ..models.generation.trie import Trie
+from .base import OFATask, OFATaskConfig
+
+PROMPT_TYPES = ("none", "src", "prev_output")
+
+
+@dataclass
+class AnsweringConfig(OFATaskConfig):
+    """Options of every task with a closed answer set."""
+
+    ans2label_file: Optional[str] = field(
+        default=None, metadata={"help": "the answer set: one answer a line, or JSON, or the official .pkl"}
+    )
+    ans2label_dict: Optional[str] = field(
+        default=None, metadata={"help": 'the answer set as JSON, e.g. {"no": 0, "yes": 1}'}
+    )
+    prompt_type: Optional[str] = field(
+        default=None,
+        metadata={"help": "what the decoder is given first: none (default), src, or prev_output (src without eos)"},
+    )
+    answers: Optional[str] = field(default=None, metadata={"help": "JSON list that a checkpoint carries"})
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """The answers that may be given.
+
+    Attributes:
+        answers: as texts.
+        trie: as token paths.
+        name: of the file, for messages.
+    """
+
+    answers: frozenset[str]
+    trie: Trie
+    name: str
+
+
+class AnsweringBuilder(Builder):
+    """A row is a question of some kind, and answers with confidences: subclasses say which (`asked`, `answers`).
+
+    With an answer set the target is the row's surest answer that the set holds, since no other can be generated.
+    """
+
+    def __init__(
+        self,
+        store: TSVStore,
+        codec: Codec,
+        cfg: Any,
+        training: bool,
+        pictures: PictureLoader | None,
+        answer_set: AnswerSet | None,
+    ):
+        super().__init__(store, codec, cfg, training, pictures)
+        self.answer_set = answer_set
+
+    def asked(self, index: int, row: Row) -> str:
+        """The source's text."""
+        raise NotImplementedError
+
+    def answers(self, row: Row) -> dict[str, float] | None:
+        """Answer to confidence; None where the row has none (only evaluated rows may).
+
+        Raises:
+            ValueError: what is wrong with the column `answer_column`.
+        """
+        raise NotImplementedError
+
+    answer_column: ClassVar[str] = "answers"
+    answer_remedy: ClassVar[str] = ""  # how to write it
+
+    def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
+        """Yields the one example of a row."""
+        try:
+            answers = self.answers(row)
+            if answers is None and self.training:
+                raise ValueError("it is empty")
+        except ValueError as error:
+            raise self.bad(index, self.answer_column, str(error), self.answer_remedy) from None
+        answer, confidence = self._best(index, answers or {})
+        source = self.source(self.asked(index, row))
+        if answer is None:
+            target, allowed = torch.tensor([self.codec.pad]), None
+        else:
+            target = self.target(f" {answer}", self.cfg.max_tgt_length)
+            allowed = self.answer_set.trie.allowed(target.tolist()) if self.answer_set else None
+        yield self.example(
+            index,
+            row.id,
+            source=source,
+            target=target,
+            prompt={"src": source, "prev_output": source[:-1]}.get(self.cfg.prompt_type),
+            image=self.image(index, row.image),
+            confidence=confidence,
+            allowed=allowed,
+            reference=answers,
+            reference_tokens=self.target(f" {next(iter(answers))}") if answer is None and answers else None,
+        )
+
+    def _best(self, index: int, answers: Mapping[str, float]) -> tuple[str | None, float]:
+        """The first of the surest answers that can be given; (None, 0) where an evaluated row has none such."""
+        allowed = self.answer_set
+        possible = {answer: sure for answer, sure in answers.items() if not allowed or answer in allowed.answers}
+        if possible:
+            return max(possible.items(), key=lambda item: item[1])
+        if self.training:
+            reason = f"no answer of this row is in {allowed.name} ({', '.join(answers)})"
+            raise self.bad(index, self.answer_column, reason, "add one to the set, or leave the row out")
+        return None, 0.0
+
+    def reference(self, row: Row) -> dict[str, float] | None:
+        """Answer to confidence."""
+        try:
+            return self.answers(row)
+        except ValueError:
+            return None  # reported with its line when the row is read as an example
+
+
+class AnsweringTask(OFATask):
+    """Subclasses set what `OFATask` asks for, and `default_answers` where a task has a set of its own."""
+
+    evaluation_defaults: ClassVar[dict[str, Any]] = {"beam": 5, "unnormalized": True, "temperature": 1.0}
+    default_answers: ClassVar[tuple[str, ...]] = ()
+
+    def setup(self) -> None:
+        """Reads the answer set and builds the trie; both go into the checkpoint."""
+        cfg = self.cfg
+        cfg.prompt_type = cfg.prompt_type or "none"
+        if cfg.prompt_type not in PROMPT_TYPES:
+            raise UserError(f"--prompt-type {cfg.prompt_type}: one of {', '.join(PROMPT_TYPES)}")
+        self.answer_set = None if self.free() else self._read_answer_set()
+        cfg.ans2label_file = cfg.ans2label_dict = None  # a checkpoint needs no file beside it
+        cfg.answers = None
+        if self.answer_set:
+            self.trie = self.answer_set.trie
+            cfg.answers = json.dumps(self._answers, ensure_ascii=False)
+
+    def free(self) -> bool:
+        """Whether answers are free text."""
+        return False
+
+    def prompted(self) -> bool:
+        """Whether the decoder repeats the source before it answers."""
+        return self.cfg.prompt_type != "none"
+
+    def _read_answer_set(self) -> AnswerSet:
+        cfg = self.cfg
+        if cfg.ans2label_file:
+            self._answers = read_answers(cfg.ans2label_file)
+        elif cfg.ans2label_dict:
+            self._answers = parse_answer_json(cfg.ans2label_dict, "--ans2label-dict")
+        elif cfg.answers:
+            self._answers = json.loads(cfg.answers)
+        elif self.default_answers:
+            self._answers = list(self.default_answers)
+        else:
+            raise UserError(
+                f"--task {cfg._name} needs its answer set: give --ans2label-file FILE (one answer a line), "
+                "or --unconstrained-training for free answers"
+            )
+        paths = [self.codec.encode(f" {answer}", cfg.max_tgt_length).tolist() for answer in self._answers]
+        trie = Trie.from_answers(paths, bos=self.codec.bos, eos=self.codec.eos)
+        return AnswerSet(frozenset(self._answers), trie, cfg.ans2label_file or "the answer set")
+
+    def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> AnsweringBuilder:
+        """The builder of a split, which knows the answer set."""
+        return self.builder(store, self.codec, self.cfg, training, pictures, self.answer_set)
