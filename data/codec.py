@@ -1,8 +1,9 @@
 """Codec: the one place that knows the vocabulary. Text, box bins and image codes to token ids, and back.
 
-Two kinds of text vocabulary, each a folder given as `--bpe-dir`:
+Three kinds of text vocabulary, each a folder given as `--bpe-dir`:
 
 - "gpt2": `dict.txt`, `encoder.json`, `vocab.bpe`, those of the released English checkpoints (official utils/BPE);
+- "bert": `dict.txt`, `vocab.txt`, those of the released Chinese checkpoints (official utils/BERT_CN_dict);
 - "sentencepiece": `spm.model`, `dict.txt`, made from the user's text by `ofa train-bpe`.
 """
 
@@ -14,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sentencepiece
 import torch
@@ -22,14 +23,23 @@ from fairseq.data import Dictionary
 from torch import LongTensor, Tensor
 
 from ..errors import UserError
+from .wordpiece import WordPiece
 
 try:
     import tiktoken
 except ImportError:
     tiktoken = None
 
-FILES = {"gpt2": ("dict.txt", "encoder.json", "vocab.bpe"), "sentencepiece": ("spm.model", "dict.txt")}
-_KINDS = {"gpt2": ("GPT-2", "encoder.json"), "sentencepiece": ("sentencepiece", "spm.model")}  # name, telling file
+FILES = {
+    "gpt2": ("dict.txt", "encoder.json", "vocab.bpe"),
+    "sentencepiece": ("spm.model", "dict.txt"),
+    "bert": ("dict.txt", "vocab.txt"),
+}
+_KINDS = {  # name, telling file
+    "gpt2": ("GPT-2", "encoder.json"),
+    "sentencepiece": ("sentencepiece", "spm.model"),
+    "bert": ("WordPiece", "vocab.txt"),
+}
 _SPACE = "\u2581"  # how sentencepiece writes a space
 _FILLER = re.compile(r"madeupword\d+")  # fairseq pads dictionaries with these
 # GPT-2's own pattern, as in fairseq.data.encoders.gpt2_bpe_utils
@@ -48,7 +58,7 @@ class Codec:
         code0, bin0: id of the first code and of the first bin; the others follow.
     """
 
-    def __init__(self, tokenizer: _GPT2 | _SentencePiece, record: dict[str, Any], num_bins: int, code_dict_size: int):
+    def __init__(self, tokenizer: _Tokenizer, record: dict[str, Any], num_bins: int, code_dict_size: int):
         for flag, value in (("--num-bins", num_bins), ("--code-dict-size", code_dict_size)):
             if value < 0:
                 raise UserError(f"{flag} {value}: a vocabulary cannot have a negative number of tokens")
@@ -69,16 +79,14 @@ class Codec:
         self.bos, self.pad = self.dictionary.bos(), self.dictionary.pad()
         self.eos, self.unk = self.dictionary.eos(), self.dictionary.unk()
         self._ids = [self.dictionary.index(symbol) for symbol in tokenizer.token_symbols]  # of the tokenizer's numbers
-        self._bytes = [tokenizer.symbol_bytes.get(s, s.encode()) for s in self.dictionary.symbols]  # of our ids
-        for silent in (self.bos, self.pad, self.eos):
-            self._bytes[silent] = b""
+        self._silent = {self.dictionary[token] for token in (self.bos, self.pad, self.eos)}
 
     @classmethod
     def build(cls, bpe: str | None, bpe_dir: str | None, num_bins: int = 1000, code_dict_size: int = 8192) -> Codec:
         """The codec of a vocabulary folder.
 
         Args:
-            bpe: "gpt2" (also None, as official) or "sentencepiece".
+            bpe: "gpt2" (also None, as official), "sentencepiece" or "bert".
             bpe_dir: the folder.
             num_bins: box tokens along an axis.
             code_dict_size: image tokens; 0 for none.
@@ -101,8 +109,8 @@ class Codec:
     def restore(cls, state: str, bpe_dir: str | None = None, num_bins: int = 1000, code_dict_size: int = 8192) -> Codec:
         """The codec that `state()` described: what a checkpoint was trained with.
 
-        A sentencepiece vocabulary is in the state whole. GPT-2's files are looked for in `bpe_dir`, else where they
-        were, and must be the same to the byte.
+        A sentencepiece vocabulary is in the state whole. Files of the other kinds are looked for in `bpe_dir`, else
+        where they were, and must be the same to the byte.
 
         Raises:
             UserError: the files are gone, or those of `bpe_dir` are not the ones of the checkpoint.
@@ -141,7 +149,7 @@ class Codec:
         return cls(_tokenizer(bpe, contents, name), record, num_bins, code_dict_size)
 
     def state(self) -> str:
-        """JSON for the checkpoint: a sentencepiece model whole, GPT-2's files by folder and SHA-256."""
+        """JSON for the checkpoint: a sentencepiece model whole, other files by folder and SHA-256."""
         return json.dumps(self._record, ensure_ascii=True, sort_keys=True)
 
     @property
@@ -152,6 +160,11 @@ class Codec:
     def fingerprint_of(self, size: int) -> str:
         """The same over the first `size` symbols: what a vocabulary that has grown since then had."""
         return hashlib.sha256("\n".join(self.dictionary.symbols[:size]).encode("utf-8")).hexdigest()
+
+    @property
+    def chinese(self) -> bool:
+        """Whether instructions are given in Chinese. Officially too the kind of vocabulary decides."""
+        return isinstance(self.tokenizer, _BERT)
 
     def encode(self, text: str, max_tokens: int | None = None) -> LongTensor:
         """Text to int64[N], without bos and eos, cut to `max_tokens`.
@@ -182,20 +195,21 @@ class Codec:
     def decode(self, ids: Tensor | Iterable[int]) -> str:
         """Ids to text; bos, pad and eos vanish, `<bin_3>`, `<code_7>`, `<mask>` and `<unk>` stand as they are.
 
-        Half a character (byte-level tokens, cut) becomes U+FFFD.
+        Half a character (byte-level tokens, cut) becomes U+FFFD. A "bert" vocabulary leaves spaces between Chinese
+        characters, as officially.
         """
         ids = ids.tolist() if isinstance(ids, Tensor) else ids
-        return b"".join([self._bytes[token] for token in ids]).decode("utf-8", errors="replace")
+        return self._join([self.dictionary.symbols[token] for token in ids])
 
     def decode_symbols(self, symbols: str) -> str:
         """Dictionary symbols joined by spaces to text: `"<bin_0> <bin_9> 257 3666"` to `"<bin_0><bin_9> aMy"`.
 
         Anything that is no symbol (fairseq's escaped `<<unk>>`) stands as it is.
         """
-        indices = self.dictionary.indices  # split at spaces only: a symbol may be another kind of white space
-        known = ((s, indices.get(s)) for s in symbols.split(" "))
-        parts = [s.encode("utf-8", "replace") if token is None else self._bytes[token] for s, token in known]
-        return b"".join(parts).decode("utf-8", errors="replace")
+        return self._join(symbols.split(" "))  # at spaces only: a symbol may be another kind of white space
+
+    def _join(self, symbols: Iterable[str]) -> str:
+        return self.tokenizer.decode([symbol for symbol in symbols if symbol not in self._silent])
 
     @staticmethod
     def _offset(what: str, numbers: Sequence[int], size: int, first: int, flag: str) -> LongTensor:
@@ -205,14 +219,43 @@ class Codec:
         return torch.tensor([first + int(number) for number in numbers], dtype=torch.long)
 
 
-# The two tokenizers: text to their own numbers, and what each dictionary symbol means in bytes ------------------------
+# The tokenizers: text to their own numbers, and dictionary symbols, known to them or not, to text ---------------------
 
 
-class _SentencePiece:
-    """A sentencepiece model with its dictionary.
+class _Tokenizer(Protocol):
+    """What a codec needs of a vocabulary folder.
 
-    Decoding joins the bytes of the pieces, which is what sentencepiece does, and lets other tokens stand between them.
+    Attributes:
+        name: the folder, for messages.
+        symbols: the symbols of dict.txt with their counts, in order.
+        token_symbols: the symbol of each of the tokenizer's own numbers.
     """
+
+    name: str
+    symbols: list[tuple[str, int]]
+    token_symbols: list[str]
+
+    def encode(self, text: str) -> list[int]:
+        """Text to the tokenizer's numbers."""
+
+    def decode(self, symbols: Iterable[str]) -> str:
+        """Dictionary symbols to text."""
+
+
+class _Bytes:
+    """Decodes by joining what symbols mean in bytes, which lets other symbols stand between the tokenizer's own."""
+
+    symbol_bytes: dict[str, bytes]
+
+    def decode(self, symbols: Iterable[str]) -> str:
+        """Dictionary symbols to text; what is no token of the tokenizer's stands as it is."""
+        meaning = self.symbol_bytes
+        parts = [meaning[s] if s in meaning else s.encode("utf-8", "replace") for s in symbols]
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+
+class _SentencePiece(_Bytes):
+    """A sentencepiece model with its dictionary."""
 
     def __init__(self, model: bytes, dict_txt: bytes, name: str):
         self.name = name
@@ -252,7 +295,32 @@ def _load_model(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor
         raise UserError(f"{name}/spm.model is no sentencepiece model: make one with `ofa train-bpe`") from error
 
 
-class _GPT2:
+class _BERT(WordPiece):
+    """A WordPiece vocabulary with its dictionary.
+
+    Of two of vocab.txt's pieces, U+2028 and `##` before it, the official dict.txt has what precedes U+2028, an end of
+    line to its writer: an empty symbol and `##`. They keep their rows; a text is cut at U+2028, so nothing used them.
+    """
+
+    def __init__(self, vocab_txt: bytes, dict_txt: bytes, name: str):
+        self.name = name
+        try:
+            pieces = [line.removesuffix("\r") for line in vocab_txt.decode("utf-8").removesuffix("\n").split("\n")]
+            super().__init__(pieces)
+        except ValueError as error:
+            raise UserError(f"{name}/vocab.txt is no vocabulary of BERT's ({error}): restore the file") from error
+        self.symbols = _parse_dict(dict_txt, name)
+        self.token_symbols = pieces
+        listed = {symbol for symbol, _ in self.symbols}
+        missing = [piece for piece in pieces if piece not in listed and piece.split() == [piece]]
+        if missing:
+            raise UserError(
+                f"{name}/dict.txt lacks {len(missing)} of the {len(pieces)} pieces of vocab.txt (the first is "
+                f"{missing[0]!r}): give the folder whose files belong together as --bpe-dir"
+            )
+
+
+class _GPT2(_Bytes):
     """GPT-2's byte-level BPE, by tiktoken where it is installed, else by fairseq's own code; the ids are the same."""
 
     def __init__(self, encoder_json: bytes, vocab_bpe: bytes, dict_txt: bytes, name: str):
@@ -329,9 +397,11 @@ def _byte_characters() -> dict[int, str]:
     return bytes_to_unicode()
 
 
-def _tokenizer(bpe: str, contents: dict[str, bytes], name: str) -> _GPT2 | _SentencePiece:
+def _tokenizer(bpe: str, contents: dict[str, bytes], name: str) -> _Tokenizer:
     if bpe == "sentencepiece":
         return _SentencePiece(contents["spm.model"], contents["dict.txt"], name)
+    if bpe == "bert":
+        return _BERT(contents["vocab.txt"], contents["dict.txt"], name)
     return _GPT2(contents["encoder.json"], contents["vocab.bpe"], contents["dict.txt"], name)
 
 
@@ -346,12 +416,12 @@ def _parse_dict(data: bytes, name: str) -> list[tuple[str, int]]:
     symbols: dict[str, int] = {}
     special = set(Dictionary().symbols)
     for number, line in enumerate(lines, 1):
-        symbol, _, count = line.rpartition(" ")
+        symbol, space, count = line.rpartition(" ")
         try:
             count = int(count)
         except ValueError:
             count = -1
-        if not symbol or count < 0:
+        if not space or count < 0:  # the symbol may be empty: see _BERT
             raise UserError(f"{name}/dict.txt:{number}: {line[:60]!r} is not 'symbol count': restore the file")
         if symbol in symbols or symbol in special:
             raise UserError(f"{name}/dict.txt:{number}: {symbol!r} is in the dictionary already: restore the file")
@@ -364,15 +434,21 @@ def _parse_dict(data: bytes, name: str) -> list[tuple[str, int]]:
 
 def _known(bpe: str | None) -> str:
     if bpe is not None and bpe not in FILES:
-        raise UserError(f"--bpe {bpe}: choose {' or '.join(FILES)}")
+        raise UserError(f"--bpe {bpe}: choose {_listed(FILES, 'or')}")
     return bpe or "gpt2"
+
+
+def _listed(names: Iterable[str], last: str) -> str:
+    """`a, b and c`."""
+    *most, final = names
+    return f"{', '.join(most)} {last} {final}"
 
 
 def _folder(bpe: str, bpe_dir: str | None, of_checkpoint: bool = False) -> Path:
     """The folder if it holds a vocabulary of that kind, else an error that says what it holds."""
     if not bpe_dir:
         raise UserError(
-            "--bpe-dir is missing: give the folder of dict.txt, encoder.json and vocab.bpe, "
+            f"--bpe-dir is missing: give the folder of {_listed(FILES[bpe], 'and')}, "
             "or make one with `ofa train-bpe` and add --bpe sentencepiece"
         )
     folder = Path(bpe_dir)
@@ -386,10 +462,6 @@ def _folder(bpe: str, bpe_dir: str | None, of_checkpoint: bool = False) -> Path:
         if (folder / file).is_file() and other != bpe:
             remedy = f"give the checkpoint's own, a {wanted} one" if of_checkpoint else f"add --bpe {other}"
             raise UserError(f"--bpe-dir {bpe_dir} holds a {found} vocabulary ({file}): {remedy}")
-    if (folder / "vocab.txt").is_file():
-        raise UserError(
-            f"--bpe-dir {bpe_dir} holds a WordPiece vocabulary (vocab.txt): --bpe {bpe} needs a {wanted} one"
-        )
     raise UserError(f"--bpe-dir {bpe_dir} lacks {', '.join(missing)}, which --bpe {bpe} reads: check the folder")
 
 

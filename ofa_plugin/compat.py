@@ -40,10 +40,12 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.models.ema.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.scoring import SCORER_REGISTRY
 from fairseq.trainer import Trainer
 
+from . import ema, ranks
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,7 @@ SAFE_GLOBALS: list[Any] = [
 STOCK_CRITERIONS = ("cross_entropy", "label_smoothed_cross_entropy")
 """Losses of stock that a checkpoint may name; `ctc`, for one, evaluates a string of its configuration."""
 
+_reader: Callable[[str, dict], None] | None = None  # while a trainer or an evaluation reads: chooses among weights
 _arch_of: dict[str, str] = {}  # file name -> the architecture its configuration names, for messages
 
 
@@ -262,9 +265,21 @@ def _read_data_only() -> None:
             raise UserError(f"{path}: not what fairseq saves (it has no {error}); take another file") from error
         for check in tuple(checkpoint_checks.values()):
             check(str(path), state)
+        if _reader is not None:
+            _reader(str(path), state)
         return state
 
     stock = _replace(checkpoint_utils, "load_checkpoint_to_cpu", load_checkpoint_to_cpu)
+
+
+@contextlib.contextmanager
+def _reading_for(reader: Callable[[str, dict], None]) -> Iterator[None]:
+    global _reader
+    _reader = reader
+    try:
+        yield
+    finally:
+        _reader = None
 
 
 def check_files(filenames: list[str]) -> None:
@@ -281,6 +296,40 @@ def _name_missing_files() -> None:
         return stock(filenames, *args, **kwargs)
 
     stock = _replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
+
+
+def _evaluate_averages() -> None:
+    def load_model_ensemble_and_task(
+        filenames: list[str], arg_overrides: dict | None = None, task: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        with _reading_for(functools.partial(ema.for_evaluation, getattr(task, "cfg", None))):
+            return stock(filenames, arg_overrides, task, *args, **kwargs)
+
+    stock = _replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
+
+
+def _keep_averages_right() -> None:
+    def _step_internal(self: EMA, new_model: Any, updates: Any = None) -> None:
+        averages = self.fp32_params if self.config.ema_fp32 else self.model.state_dict()
+        ema.step(averages, new_model, self.decay)
+        if self.config.ema_fp32:
+            self.model.load_state_dict(averages)
+
+    def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with _reading_for(functools.partial(ema.for_training, self.cfg)):
+            return stock_load(self, *args, **kwargs)
+
+    def __init__(self: Trainer, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        common = cfg.common
+        halved = common.fp16 or common.bf16 or common.memory_efficient_fp16 or common.memory_efficient_bf16
+        if cfg.ema.store_ema and halved and not cfg.ema.ema_fp32:
+            logger.info("16 bits are too few for an average that moves slowly: --ema-fp32 is on")
+            cfg.ema.ema_fp32 = True
+        stock_init(self, cfg, *args, **kwargs)
+
+    _replace(EMA, "_step_internal", _step_internal)
+    stock_load = _replace(Trainer, "load_checkpoint", load_checkpoint)
+    stock_init = _replace(Trainer, "__init__", functools.wraps(Trainer.__init__)(__init__))
 
 
 def _glob_free(text: str) -> str:
@@ -603,6 +652,48 @@ def _name_broken_gradients() -> None:
     stock = _replace(Trainer, "train_step", train_step)
 
 
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def _agree_on_statistics() -> None:
+    def agree(trainer: Trainer) -> None:
+        if trainer.data_parallel_world_size > 1:
+            models = [trainer.get_model()] + ([trainer.ema.get_model()] if trainer.cfg.ema.store_ema else [])
+            ranks.average_statistics(models, trainer.data_parallel_process_group)
+
+    def begin_valid_epoch(self: Trainer, epoch: int) -> None:
+        agree(self)
+        stock_begin(self, epoch)
+
+    def save_checkpoint(cfg: Any, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if not cfg.no_save:
+            agree(trainer)
+        return stock_save(cfg, trainer, *args, **kwargs)
+
+    stock_begin = _replace(Trainer, "begin_valid_epoch", begin_valid_epoch)
+    stock_save = _replace(checkpoint_utils, "save_checkpoint", save_checkpoint)
+
+
+def _put_dummies_first() -> None:
+    def train_step(self: Trainer, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
+        # stock takes the whole update for a dummy where its last micro-batch is one
+        return stock(self, sorted(samples, key=bool), *args, **kwargs)
+
+    stock = _replace(Trainer, "train_step", train_step)
+
+
+def _gather_on_cpu() -> None:
+    def all_gather_list(data: Any, group: Any = None, max_size: int = 16384) -> list[Any]:
+        group = distributed_utils.get_global_group() if group is None else group
+        if torch.distributed.get_backend(group) != "gloo":
+            return stock(data, group, max_size)
+        gathered = [None] * distributed_utils.get_world_size(group)
+        torch.distributed.all_gather_object(gathered, data, group=group)
+        return gathered
+
+    stock = _replace(distributed_utils, "all_gather_list", all_gather_list)
+
+
 # ---- what the user sees ----------------------------------------------------------------------------------------------
 
 NOISE = (
@@ -731,6 +822,21 @@ CURES = (
         _load_on_all_ranks,
     ),
     Cure(
+        "averages",
+        "--store-ema stops at BatchNorm's counters, moves a matrix with three names three times, keeps the average in "
+        "16 bits, and cannot start from a checkpoint that has none",
+        SEEN,
+        "EMA._step_internal, Trainer.load_checkpoint, Trainer.__init__",
+        _keep_averages_right,
+    ),
+    Cure(
+        "evaluate_averages",
+        "nothing evaluates the averaged weights of a checkpoint",
+        SEEN,
+        "checkpoint_utils.load_model_ensemble_and_task",
+        _evaluate_averages,
+    ),
+    Cure(
         "atomic_checkpoints",
         "checkpoint_last.pt and _best.pt are copied in place and nothing is synced: a kill or a full disk loses them",
         SEEN,
@@ -750,6 +856,27 @@ CURES = (
         SEEN,
         "Trainer.train_step",
         _name_broken_gradients,
+    ),
+    Cure(
+        "dummy_batches",
+        "with --update-freq a rank whose last micro-batch is a dummy loses the size of the real ones before it",
+        SEEN,
+        "Trainer.train_step",
+        _put_dummies_first,
+    ),
+    Cure(
+        "rank_statistics",
+        "each rank has BatchNorm statistics of its own, validates with them, and rank 0's alone are saved",
+        SEEN,
+        "Trainer.begin_valid_epoch, checkpoint_utils.save_checkpoint",
+        _agree_on_statistics,
+    ),
+    Cure(
+        "gather_on_cpu",
+        "fairseq-validate on several ranks gathers through a CUDA tensor, whatever the backend",
+        SEEN,
+        "distributed.utils.all_gather_list",
+        _gather_on_cpu,
     ),
     Cure(
         "half_written_output",

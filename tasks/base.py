@@ -3,6 +3,7 @@
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -38,7 +39,7 @@ from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
 
-PATCH_PIXELS = 16  # the ResNet's stride
+PATCH_PIXELS = 16  # the stride of every image backbone
 
 
 @dataclass
@@ -51,7 +52,7 @@ class OFATaskConfig(FairseqDataclass):
     selected_cols: Optional[str] = field(
         default=None, metadata={"help": "column numbers in the task's order, e.g. 0,4,2 (default: the official ones)"}
     )
-    bpe: Optional[str] = field(default=None, metadata={"help": "gpt2 (default) or sentencepiece"})
+    bpe: Optional[str] = field(default=None, metadata={"help": "gpt2 (default), sentencepiece or bert (Chinese)"})
     bpe_dir: Optional[str] = field(default=None, metadata={"help": "folder with the vocabulary files of --bpe"})
     max_src_length: Optional[int] = field(default=None, metadata={"help": "most words of the instruction's text (128)"})
     max_tgt_length: Optional[int] = field(default=None, metadata={"help": "most words or tokens of the target (30)"})
@@ -71,6 +72,20 @@ class OFATaskConfig(FairseqDataclass):
     eval_args: Optional[str] = field(
         default=None, metadata={"help": 'generation settings as JSON, e.g. {"beam": 5, "max_len_b": 16}'}
     )
+    autocast: Optional[str] = field(
+        default=None,
+        metadata={"help": "bf16 or fp16: compute in 16 bits over 32-bit weights, in training and evaluation (none)"},
+    )
+    uses_ema: bool = field(
+        default=False, metadata={"help": "validate, and later evaluate, the averaged weights (with --store-ema)"}
+    )
+    ema_eval: bool = field(default=False, metadata={"help": "evaluate a checkpoint's averaged weights"})
+    use_ema_weights_to_init_param: bool = field(
+        default=False, metadata={"help": "start from the averaged weights of --restore-file or --finetune-from-model"}
+    )
+    use_latest_weights_to_init_ema: bool = field(
+        default=False, metadata={"help": "start the average from that checkpoint's weights, not from its average"}
+    )
     eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
     # Read by stock's get_batch_iterator: batches composed anew each epoch inside one iterator, whose workers live on.
     # Rotating over several files makes an iterator for each, and then they must not outlive it.
@@ -84,11 +99,13 @@ class OFATaskConfig(FairseqDataclass):
     gen_subset: str = II("dataset.gen_subset")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    store_ema: bool = II("ema.store_ema")
 
 
 OWN_TO_A_RUN = {
     *("_name", "data", "seed", "path", "results_path", "gen_subset", "train_subset", "best_checkpoint_metric"),
     *("rebuild_batches", "persistent_workers"),
+    *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
 DEFAULTS = {
     "bpe": "gpt2",
@@ -98,7 +115,9 @@ DEFAULTS = {
     "code_dict_size": 8192,
     "patch_image_size": 480,
     "image_backend": "pil",
+    "autocast": "none",
 }
+AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class OFATask(FairseqTask):
@@ -124,6 +143,11 @@ class OFATask(FairseqTask):
         for name in ("max_src_length", "max_tgt_length", "patch_image_size"):
             if cfg[name] < 1:
                 raise UserError(f"--{name.replace('_', '-')} {cfg[name]}: must be at least 1")
+        if cfg.autocast not in AUTOCAST:
+            raise UserError(f"--autocast {cfg.autocast}: one of {', '.join(AUTOCAST)}")
+        if cfg.uses_ema and not cfg.store_ema and not cfg.path:
+            raise UserError("--uses-ema validates averaged weights: add --store-ema, which keeps them")
+        self.uses_ema = cfg.uses_ema  # fairseq's trainer asks
         if cfg.vocabulary:
             self.codec = Codec.restore(cfg.vocabulary, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
         else:
@@ -276,21 +300,45 @@ class OFATask(FairseqTask):
         optimizer: Any,
         update_num: int,
         ignore_grad: bool = False,
+        ema_model: nn.Module | None = None,
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Stock's step; the criterion is told the update number, as officially."""
+        """Stock's step; the criterion is told the update number, as officially. A dummy batch counts for nothing."""
         raise_bad_rows(sample)
-        criterion = functools.partial(criterion, update_num=update_num)
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+        def loss_of(model: nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
+            with self.autocast(model):  # not around the backward pass, which follows the forward's types by itself
+                return criterion(model, sample, update_num=update_num)
+
+        loss, sample_size, logging_output = super().train_step(
+            sample, model, loss_of, optimizer, update_num, ignore_grad
+        )
+        if ignore_grad:
+            sample_size, logging_output = 0 * sample_size, {key: 0 * value for key, value in logging_output.items()}
+        return loss, sample_size, logging_output
 
     def valid_step(
-        self, sample: dict[str, Any], model: nn.Module, criterion: nn.Module
+        self, sample: dict[str, Any], model: nn.Module, criterion: nn.Module, ema_model: nn.Module | None = None
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
-        """Stock's step and, where the metric is wanted, an answer to every row."""
+        """Stock's step and, where the metric is wanted, an answer to every row.
+
+        With `--uses-ema` both are of the averaged weights; officially the loss is of the others.
+        """
+        if not sample:  # fairseq-validate on a rank that has a batch less than another
+            return torch.zeros(()), 0, {}
         raise_bad_rows(sample)
-        loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        model = model if ema_model is None else ema_model
+        with self.autocast(model):
+            loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self._scores():
             logging_output.update(self._score_batch(sample, model).log())
         return loss, sample_size, logging_output
+
+    def autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """The context of every forward pass: `--autocast`, or nothing."""
+        dtype = AUTOCAST[self.cfg.autocast]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(next(model.parameters()).device.type, dtype)
 
     @classmethod
     def all_metrics(cls) -> tuple[type[Metric], ...]:
@@ -303,7 +351,7 @@ class OFATask(FairseqTask):
         return self.all_metrics()
 
     def _score_batch(self, sample: dict[str, Any], model: nn.Module) -> Tally:
-        while hasattr(model, "module"):  # DistributedDataParallel, and fairseq's proxy around it
+        while hasattr(model, "module"):  # out of fairseq's wrapper, and of the data-parallel one inside it
             model = model.module
         if self._validation is None or self._validation[0] is not model:
             self._validation = model, self._make_generator([model], self.generation_settings())
@@ -439,7 +487,7 @@ class OFATask(FairseqTask):
         if self.prompted() and prefix_tokens is not None:
             raise UserError("--prefix-size does not go with --prompt-type: the prompt is the prefix; leave one out")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.autocast(models[0]):
                 if self.prompted():
                     return generator.complete(models, sample, sample["prefix_tokens"], self.codec.bos)
                 return generator.generate(

@@ -50,16 +50,19 @@ class CaptionBuilder(Builder):
 
     In training the first `--max-tgt-length` words are the target. Elsewhere the loss is that of the first reference
     (officially that of all references joined, which means nothing), and the metric sees every one. Targets,
-    references and answers all go through `plain`.
+    references and answers all go through `plain`. A Chinese caption is treated the same, as officially: words are what
+    stands between spaces.
     """
 
     columns = ("id", "image", "caption")
     selected = {"train": "0,4,2", "other": "1,4,2"}
     instruction = " what does the image describe?"
+    chinese_instruction = "图片描述了什么内容?"
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
-        parts: dict[str, Any] = {"source": self.source(self.instruction), "image": self.image(index, row.image)}
+        instruction = self.chinese_instruction if self.codec.chinese else self.instruction
+        parts: dict[str, Any] = {"source": self.source(instruction), "image": self.image(index, row.image)}
         if self.training:
             caption = " ".join(plain(row.caption).split()[: self.cfg.max_tgt_length])
             if not caption:

@@ -35,7 +35,7 @@ class OFAConfig(FairseqDataclass):
     decoder_ffn_embed_dim: Optional[int] = _flag("width inside the decoder's feed-forward blocks", None)
     decoder_layers: Optional[int] = _flag("number of decoder layers", None)
     decoder_attention_heads: Optional[int] = _flag("attention heads of the decoder", None)
-    resnet_type: Optional[str] = _flag("image backbone: resnet18/34/50/101/152 or resnet_nano", None)
+    resnet_type: Optional[str] = _flag("image backbone: resnet18/34/50/101/152, resnet_nano or ViT-B/16", None)
 
     max_source_positions: Optional[int] = _flag("most source tokens (pictures not counted)", None)
     max_target_positions: Optional[int] = _flag("most target tokens", None)

@@ -14,7 +14,15 @@ from ...errors import UserError
 from .config import OFAConfig
 from .layers import EncoderLayer
 from .position import RelativeTables, grid_positions, image_bucket_count, image_buckets, split_heads, token_buckets
-from .resnet import ResNet
+from .resnet import RESNETS, ResNet
+from .vit import VITS, ViT
+
+BACKBONES: dict[str, type[nn.Module]] = {**dict.fromkeys(RESNETS, ResNet), **dict.fromkeys(VITS, ViT)}
+"""What `--resnet-type` chooses from.
+
+Each class is given (kind, drop-path rate, frozen, synchronised), turns pixels float[B, 3, h, w] into features
+float[B, out_channels, h / 16, w / 16], and refuses by name the flags that mean nothing to it.
+"""
 
 
 class Encoder(FairseqEncoder):
@@ -47,7 +55,7 @@ class Encoder(FairseqEncoder):
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)  # text, picture
-        self.embed_images = ResNet(cfg.resnet_type, cfg.resnet_drop_path_rate, cfg.freeze_resnet, cfg.sync_bn)
+        self.embed_images = image_backbone(cfg)
         self.image_proj = nn.Linear(self.embed_images.out_channels, width)
         self.patch_layernorm_embedding = nn.LayerNorm(width)
         self.embed_positions = nn.Embedding(cfg.max_source_positions + 2, width)
@@ -162,12 +170,16 @@ class Encoder(FairseqEncoder):
             )
         features = features.flatten(2).transpose(1, 2)  # [B, P, C]
         ids = grid_positions(height, width, self.image_bucket_size).to(images.device)
+        chosen = None
         if sample is not None:
-            chosen = self.draw_patches(batch, height * width, sample).to(images.device)
+            chosen = self.draw_patches(batch, height * width, sample).to(images.device)  # [B, P]
             features = features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[2]))
             ids = ids[chosen]
-        if self.pretrained_side is not None and ids.shape[-1] > self.pretrained_side**2 and ids.dim() == 1:
+        # official unify_transformer.py counts after sampling: as many patches as the grid has keep the plain table
+        if self.pretrained_side is not None and ids.shape[-1] > self.pretrained_side**2:
             positions = self._stretched_positions(height, width)
+            if chosen is not None:
+                positions = positions[0][chosen]
         else:
             positions = self.embed_image_positions(ids).view(-1, ids.shape[-1], self.image_proj.out_features)
         x = self.image_proj(features) + self.type_embedding.weight[1]
@@ -232,6 +244,18 @@ class Encoder(FairseqEncoder):
     def max_positions(self) -> int:
         """Most source tokens."""
         return self.max_source_positions
+
+
+def image_backbone(cfg: OFAConfig) -> nn.Module:
+    """The backbone that `--resnet-type` names.
+
+    Raises:
+        UserError: there is none of that name, or it cannot follow another flag.
+    """
+    if cfg.resnet_type not in BACKBONES:
+        raise UserError(f"--resnet-type {cfg.resnet_type} is unknown: take one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[cfg.resnet_type]
+    return backbone(cfg.resnet_type, cfg.resnet_drop_path_rate, cfg.freeze_resnet, cfg.sync_bn)
 
 
 def is_shared(positions: Tensor) -> bool:

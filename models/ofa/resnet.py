@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...errors import UserError
 from .layers import drop_path
 
 RESNETS: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -78,16 +77,10 @@ class ResNet(nn.Module):
         drop_path_rate: of the last block of each stage; it grows linearly from 0 at the first.
         frozen: `FrozenBatchNorm` instead of BatchNorm.
         synchronised: SyncBatchNorm; it wins over `frozen`, as official.
-
-    Raises:
-        UserError: no such kind.
     """
 
     def __init__(self, kind: str, drop_path_rate: float = 0.0, frozen: bool = False, synchronised: bool = False):
         super().__init__()
-        if kind not in RESNETS:
-            later = " (vision transformers are not supported yet)" if kind.startswith("ViT") else ""
-            raise UserError(f"--resnet-type {kind} is unknown{later}: take one of {', '.join(RESNETS)}")
         blocks, width = RESNETS[kind]
         norm = {"frozen": frozen, "synchronised": synchronised}
         self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)

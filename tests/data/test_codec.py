@@ -13,8 +13,10 @@ from ofa_plugin.data import codec as codec_module
 from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.sentencepiece_training import train_bpe
 from ofa_plugin.errors import UserError
+from tests.helpers.chinese import write_wordpiece
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "bpe_ids.json").read_text(encoding="utf-8"))
+CHINESE = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "bert_cn.json").read_text(encoding="utf-8"))
 TEXT = "a dog runs&&A red bus, in the rain!&&two <bin_3> men\n"
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=40)
 
@@ -48,6 +50,12 @@ def piece_codec(pieces) -> Codec:
 
 
 @pytest.fixture(scope="module")
+def toy_bert(tmp_path_factory) -> Path:
+    """A WordPiece folder of a few Chinese captions."""
+    return write_wordpiece(tmp_path_factory.mktemp("chinese") / "bpe")
+
+
+@pytest.fixture(scope="module")
 def toy_gpt2(tmp_path_factory) -> Path:
     """A GPT-2 folder of bytes and two merges, its numbers in an order of their own."""
     folder = tmp_path_factory.mktemp("toy")
@@ -56,6 +64,12 @@ def toy_gpt2(tmp_path_factory) -> Path:
     (folder / "vocab.bpe").write_text("#version: 0.2\nĠ a\nĠa b\n", encoding="utf-8")
     (folder / "dict.txt").write_text("".join(f"{n} 1\n" for n in reversed(range(259))) + "madeupword0000 0\n")
     return folder
+
+
+def built(request, bpe: str) -> Codec:
+    """A small codec of a kind."""
+    folder = {"gpt2": "toy_gpt2", "sentencepiece": "pieces", "bert": "toy_bert"}[bpe]
+    return Codec.build(bpe, str(request.getfixturevalue(folder)), 4, 2)
 
 
 def message(*args, **kwargs) -> str:
@@ -158,12 +172,44 @@ def test_small_worlds(pieces):
     assert "--num-bins -1" in message("sentencepiece", str(pieces), -1, 0)
 
 
-# Both
+# WordPiece
+
+
+@pytest.mark.parity
+def test_chinese_ids_and_texts_are_official(shared):
+    codec = Codec.build("bert", str(shared("bpe/bert_cn")))
+    assert codec.chinese
+    for case in CHINESE["cases"]:
+        assert codec.encode(case["text"]).tolist() == case["ids"]
+        assert codec.dictionary.string(case["ids"]) == case["bpe"]
+        assert codec.decode(case["ids"]) == codec.decode_symbols(case["bpe"]) == case["decoded"]
+    golden = CHINESE["special"]
+    assert len(codec.dictionary) == golden["len"] == 30325
+    for symbol in ("[PAD]", "[UNK]", "[CLS]", "code_0", "bin_0", "bin_999"):
+        assert codec.dictionary.index(symbol if symbol.startswith("[") else f"<{symbol}>") == golden[symbol]
+    assert (codec.mask, codec.code0, codec.bin0) == (golden["mask"], golden["code_0"], golden["bin_0"])
+    assert codec.encode("一\u2028二").tolist() == codec.encode("一 二").tolist()  # the piece that dict.txt lacks
+    assert codec.dictionary.symbols[4 + 343] == ""
+
+
+def test_wordpieces_are_decoded_with_what_stands_between_them(toy_bert):
+    codec = Codec.build("bert", str(toy_bert), 4, 2)
+    ids = [codec.bos, *codec.encode("红 Playing."), *codec.bins([0, 3]), codec.unk, *codec.codes([1]), codec.eos]
+    assert codec.decode(ids) == codec.decode(torch.tensor(ids)) == "红 playing. <bin_0> <bin_3> <unk> <code_1>"
+    assert codec.decode_symbols(codec.dictionary.string(ids)) == "红 playing. <bin_0> <bin_3> <unk> <code_1>"
+    assert codec.decode_symbols("<<unk>> <s> 红 ##红 nonsense") == "<<unk>> 红红 nonsense"
+    assert codec.decode([]) == codec.decode_symbols("") == codec.decode([codec.pad]) == ""
+    assert codec.dictionary.string(codec.encode("😀红 [MASK] 雪")) == "[UNK] 红 [UNK] [UNK] [UNK] 雪"
+    assert codec.encode("红 雪红", 2).tolist() == codec.encode("红 雪").tolist()
+
+
+# All kinds
 
 
 @pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece"])
 def test_odd_output_of_a_model_is_decoded(request, bpe):
-    codec = Codec.build(bpe, str(request.getfixturevalue("toy_gpt2" if bpe == "gpt2" else "pieces")), 4, 2)
+    codec = built(request, bpe)
+    assert not codec.chinese
     half = codec.encode("é")[:1].tolist()
     assert codec.decode([*half, *codec.encode(" a")]) == "\ufffd a"
     assert codec.decode([codec.pad, codec.unk, codec.eos]) == "<unk>"
@@ -171,17 +217,17 @@ def test_odd_output_of_a_model_is_decoded(request, bpe):
     assert codec.decode_symbols("<<unk>> <s> <bin_1> nonsense") == "<<unk>><bin_1>nonsense"
 
 
-@pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece"])
+@pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece", "bert"])
 def test_codecs_pickle(request, bpe):
-    codec = Codec.build(bpe, str(request.getfixturevalue("toy_gpt2" if bpe == "gpt2" else "pieces")), 4, 2)
+    codec = built(request, bpe)
     copy = pickle.loads(pickle.dumps(codec))
     assert copy.encode(" ab ü").tolist() == codec.encode(" ab ü").tolist()
     assert copy.fingerprint == codec.fingerprint
 
 
-@pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece"])
+@pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece", "bert"])
 def test_a_lone_surrogate_is_named(request, bpe):
-    codec = Codec.build(bpe, str(request.getfixturevalue("toy_gpt2" if bpe == "gpt2" else "pieces")), 4, 2)
+    codec = built(request, bpe)
     with pytest.raises(UserError, match=r"lone surrogate U\+D83D at character 2"):
         codec.encode("ab\ud83d")
 
@@ -208,6 +254,26 @@ def test_a_sentencepiece_vocabulary_lives_in_the_checkpoint(pieces, tmp_path, to
     train_bpe(tmp_path / "other", [tmp_path / "t.tsv"], [0], 400)
     with pytest.raises(UserError, match="other is another vocabulary than the checkpoint's"):
         Codec.restore(state, str(tmp_path / "other"), 10, 0)
+
+
+def test_wordpiece_files_are_found_again_and_compared(toy_bert, toy_gpt2, tmp_path):
+    folder = tmp_path / "bert"
+    shutil.copytree(toy_bert, folder)
+    codec = Codec.build("bert", str(folder), 10, 0)
+    state = codec.state()
+    record = json.loads(state)
+    assert (record["bpe"], record["dir"], sorted(record["sha256"])) == ("bert", str(folder), ["dict.txt", "vocab.txt"])
+    again = Codec.restore(state, None, 10, 0)
+    assert again.chinese and again.fingerprint == codec.fingerprint and again.state() == state
+    assert Codec.restore(state, str(toy_bert), 10, 0).fingerprint == codec.fingerprint
+    with (folder / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("extra\n")
+    with pytest.raises(UserError, match=f"changed in {folder}: give the folder of its dict.txt, vocab.txt as --bpe-d"):
+        Codec.restore(state, None, 10, 0)
+    with pytest.raises(UserError, match="bert is another vocabulary than the checkpoint's"):
+        Codec.restore(state, str(folder), 10, 0)
+    with pytest.raises(UserError, match=r"GPT-2 vocabulary \(encoder.json\): give the checkpoint's own, a WordPiece"):
+        Codec.restore(state, str(toy_gpt2), 10, 0)
 
 
 def test_gpt2_files_are_found_again_and_compared(toy_gpt2, pieces, tmp_path, monkeypatch):
@@ -247,6 +313,7 @@ def test_gpt2_files_are_found_again_and_compared(toy_gpt2, pieces, tmp_path, mon
         '{"bpe": "gpt2"}',
         '{"bpe": "gpt2", "dir": "/", "sha256": {}}',
         '{"bpe": "sentencepiece", "model": "*", "dict": ""}',
+        '{"bpe": "bert", "dir": "/", "sha256": {"dict.txt": ""}}',
     ],
 )
 def test_a_damaged_record_is_named(state):
@@ -257,14 +324,15 @@ def test_a_damaged_record_is_named(state):
 # Wrong folders
 
 
-def test_missing_and_wrong_folders_are_named(tmp_path, toy_gpt2, pieces):
+def test_missing_and_wrong_folders_are_named(tmp_path, toy_gpt2, toy_bert, pieces):
     for nothing in (None, ""):
         assert message("gpt2", nothing) == (
             "--bpe-dir is missing: give the folder of dict.txt, encoder.json and vocab.bpe, "
             "or make one with `ofa train-bpe` and add --bpe sentencepiece"
         )
     assert message("gpt2", str(tmp_path / "x")).startswith(f"--bpe-dir {tmp_path / 'x'}: no such folder; check the ")
-    assert message("bpe", str(toy_gpt2)) == "--bpe bpe: choose gpt2 or sentencepiece"
+    assert message("bpe", str(toy_gpt2)) == "--bpe bpe: choose gpt2, sentencepiece or bert"
+    assert message("bert", None).startswith("--bpe-dir is missing: give the folder of dict.txt and vocab.txt, or make ")
     assert message("gpt2", str(pieces)) == (
         f"--bpe-dir {pieces} holds a sentencepiece vocabulary (spm.model): add --bpe sentencepiece"
     )
@@ -274,9 +342,14 @@ def test_missing_and_wrong_folders_are_named(tmp_path, toy_gpt2, pieces):
     assert message("gpt2", str(tmp_path)).startswith(
         f"--bpe-dir {tmp_path} lacks dict.txt, encoder.json, vocab.bpe, which --bpe gpt2 reads"
     )
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
-    (tmp_path / "dict.txt").write_text("[PAD] 1\n")
-    assert "holds a WordPiece vocabulary (vocab.txt)" in message("gpt2", str(tmp_path))
+    for other in ("gpt2", "sentencepiece"):
+        assert message(other, str(toy_bert)) == (
+            f"--bpe-dir {toy_bert} holds a WordPiece vocabulary (vocab.txt): add --bpe bert"
+        )
+    assert message("bert", str(toy_gpt2)).endswith("holds a GPT-2 vocabulary (encoder.json): add --bpe gpt2")
+    assert message("bert", str(pieces)).endswith(
+        "holds a sentencepiece vocabulary (spm.model): add --bpe sentencepiece"
+    )
 
 
 @pytest.mark.parametrize(
@@ -301,6 +374,28 @@ def test_files_that_do_not_belong_together_are_refused(toy_gpt2, tmp_path, file,
     shutil.copytree(toy_gpt2, folder)
     (folder / file).write_text(content, encoding="utf-8")
     assert said in message("gpt2", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("dict.txt", b"", "dict.txt is empty"),
+        ("dict.txt", b"[PAD]\n", "dict.txt:1: '[PAD]' is not 'symbol count'"),
+        ("dict.txt", b"[PAD] 1\n[UNK] 1\n", "pieces of vocab.txt (the first is '[CLS]'): give the folder whose files"),
+        (
+            "vocab.txt",
+            b"",
+            "vocab.txt is no vocabulary of BERT's (a WordPiece vocabulary needs [UNK]): restore",
+        ),
+        ("vocab.txt", b"\xff\n", "vocab.txt is no vocabulary of BERT's ("),
+        ("vocab.txt", b"[UNK]\r\nabc\r\n", "dict.txt lacks 1 of the 2 pieces of vocab.txt (the first is 'abc')"),
+    ],
+)
+def test_a_wordpiece_folder_that_does_not_fit_is_refused(toy_bert, tmp_path, file, content, said):
+    folder = tmp_path / "bpe"
+    shutil.copytree(toy_bert, folder)
+    (folder / file).write_bytes(content)
+    assert said in message("bert", str(folder))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ofa_plugin.data.text import strip_punctuation, tidy_caption, tidy_question, vqa_source
+from ofa_plugin.data.text import space_characters, strip_punctuation, tidy_caption, tidy_question, vqa_source
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
 
@@ -33,3 +33,8 @@ def test_a_leading_space_protects_punctuation():
 def test_punctuation_is_deleted_not_replaced():
     assert strip_punctuation("trees-beyond, R&&B!") == "treesbeyond RB"
     assert strip_punctuation("“café”…") == "“café”…"  # only ASCII's
+
+
+def test_chinese_characters_are_set_apart():
+    assert space_characters("2只猫 ok，") == "2 只  猫  ok，"
+    assert space_characters("かな 한국 café") == "かな 한국 café"

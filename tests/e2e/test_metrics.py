@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.cases import caption_row, entries, generate
-from tests.helpers.stock import USER_DIR, Finished, error_of, ok, run
+from tests.helpers.stock import USER_DIR, error_of, ok, run, run_ranks
 
 LONG = 6  # tokens that the model must say: BLEU-4 needs four
 
@@ -33,16 +33,16 @@ def rows(captioner, world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def validate(rows, captioner, world, tmp_path):
-    """One update that changes nothing, and the validation on `rows` after it."""
+    """One update that changes nothing, and the validation on `rows` after it; `start` is `run` or `run_ranks`."""
 
-    def trained(*flags: object, log: str = "log") -> Finished:
+    def trained(*flags: object, start: Callable = run) -> Any:
         _, *rest = world.flags("caption")
-        return run(
+        return start(
             *("train", f"{world.root / 'caption' / 'train.tsv'},{rows}", *rest, "--finetune-from-model", captioner),
             *("--lr", "1e-12", "--lr-scheduler", "fixed", "--max-update", 1, "--batch-size", 8, "--num-workers", 0),
             *("--batch-size-valid", 5, "--eval-args", json.dumps({"min_len": LONG})),
             *("--save-dir", tmp_path / "save", *flags),
-            log=tmp_path / log,
+            log=tmp_path / "log",
         )
 
     return trained
@@ -110,19 +110,6 @@ def test_a_scoring_of_another_task_names_those_of_this_one(rows, captioner, tmp_
 def test_two_workers_log_what_one_does(validate):
     """Three batches of 5, 5 and 3 rows: in its second step the other worker has none, and adds zeros."""
     alone = values(ok(validate("--eval-bleu", "--no-save")).output)
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        port = server.getsockname()[1]
-
-    def worker(number: int) -> Finished:
-        return validate(
-            *("--eval-bleu", "--no-save", "--distributed-world-size", 2, "--distributed-rank", number),
-            *("--distributed-init-method", f"tcp://localhost:{port}", "--distributed-no-spawn"),
-            *("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"),
-            log=f"log{number}",
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(worker, (0, 1))
+    first, second = validate("--eval-bleu", "--no-save", start=run_ranks)
     ok(second)
     assert values(ok(first).output) == alone and float(alone["bleu4"]) > 0

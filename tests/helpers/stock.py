@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import traceback
 from dataclasses import dataclass
@@ -27,6 +28,19 @@ class Finished:
         return [line for line in self.output.splitlines() if line.startswith(prefix)]
 
 
+@dataclass
+class Running:
+    """A run under way."""
+
+    child: int
+    log: Path
+
+    def wait(self) -> Finished:
+        """Waits for its end."""
+        _, status = os.waitpid(self.child, 0)
+        return Finished(os.waitstatus_to_exitcode(status), self.log.read_text(errors="replace"))
+
+
 def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> Finished:
     """Runs `fairseq-<entry> arguments` and waits for it.
 
@@ -36,6 +50,31 @@ def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> F
         cwd: working directory.
         log: file that takes what is printed.
     """
+    return start(entry, *arguments, cwd=cwd, log=log).wait()
+
+
+def run_ranks(
+    entry: str, *arguments: object, log: Path, world: int = 2, backend: str = "legacy_ddp", prepare: str | None = None
+) -> list[Finished]:
+    """Runs `fairseq-<entry> arguments` on `world` ranks at once; rank r prints to `log` with r at its end."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    running = [
+        start(
+            *(entry, *arguments, "--distributed-world-size", world, "--distributed-rank", rank),
+            *("--distributed-init-method", f"tcp://localhost:{port}", "--distributed-no-spawn"),
+            *("--distributed-backend", "gloo", "--ddp-backend", backend),
+            log=log.with_name(f"{log.name}{rank}"),
+            prepare=prepare,
+        )
+        for rank in range(world)
+    ]
+    return [one.wait() for one in running]
+
+
+def start(entry: str, *arguments: object, cwd: Path | None = None, log: Path, prepare: str | None = None) -> Running:
+    """Starts `fairseq-<entry> arguments`; see `run`. `prepare` is a module to import in the new process first."""
     for module in ("fairseq_cli." + entry, "torch._dynamo"):  # in the parent, once; optimizers import the latter
         importlib.import_module(module)
     ofa_plugin.register()
@@ -53,6 +92,8 @@ def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> F
             _reset_logging()
             if cwd:
                 os.chdir(cwd)
+            if prepare:
+                importlib.import_module(prepare)
             sys.argv = [f"fairseq-{entry}", *map(str, arguments)]
             importlib.import_module("fairseq_cli." + entry).cli_main()
             code = 0
@@ -67,8 +108,7 @@ def run(entry: str, *arguments: object, cwd: Path | None = None, log: Path) -> F
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return Finished(os.waitstatus_to_exitcode(status), log.read_text(errors="replace"))
+    return Running(child, log)
 
 
 def _reset_logging() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,10 @@ VARIANTS: list[tuple[str, dict[str, Any], int]] = [  # name, flags, every nth en
     ("untied_ffn", {"decoder_ffn_embed_dim": 96}, 1),
     ("no_token_pos", {}, 1),  # the official flag changes nothing, there as here
     ("relu", {"activation_fn": "relu"}, 1),
+    ("vit224", {"resnet_type": "ViT-B/16"}, 1),
+    ("vit256x192", {"resnet_type": "ViT-B/16"}, 1),
 ]
+NOT_BUILT_YET = {"adapter", "prompt", "prompt_adapter", "prompt_proj"}
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -204,8 +208,25 @@ def test_variant(name: str, flags: dict[str, Any], encoder_step: int):
     model, _ = build_small(**{"resnet_type": "resnet18", **flags})
     recorded = json.loads((FIXTURES / "variants.json").read_text())[name]
     assert sum(p.numel() for p in model.parameters()) == recorded["num_parameters"]
-    assert len(model.state_dict()) == recorded["num_keys"]
+    state, base = model.state_dict(), base_names()
+    assert len(state) == recorded["num_keys"]
+    new = [key for key in recorded["keys_not_in_base"] if not key.endswith("in all")]  # how a long list is cut off
+    assert [key for key in state if key not in base][: len(new)] == new
+    assert [key for key in base if key not in state] == recorded["keys_missing_vs_base"]
+    for key, shape in recorded["shapes_of_new_or_changed"].items():
+        assert list(state[key].shape) == shape, key
     check(model, load_case(f"v_{name}"), encoder_step)
+
+
+@lru_cache(maxsize=1)
+def base_names() -> list[str]:
+    """The names of the state dict that `variants.json` compares with."""
+    return list(build_small(recipe=None, resnet_type="resnet18")[0].state_dict())
+
+
+def test_every_recorded_variant_is_compared():
+    recorded = {path.stem.removeprefix("v_") for path in FIXTURES.glob("v_*.npz")}
+    assert recorded - {name for name, *_ in VARIANTS} == NOT_BUILT_YET
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from ofa_plugin.data.image import PictureLoader, normalise
 from ofa_plugin.data.tsv import TSVStore
 from ofa_plugin.errors import BadRow
 from ofa_plugin.tasks.caption import CaptionBuilder
+from tests.helpers.chinese import write_wordpiece
 from tests.helpers.golden import golden, settings, synthetic_image
 
 
@@ -45,6 +46,27 @@ def test_rows_match_the_official_dataset(shared, tmp_path, number):
         assert float(pixels[channel, y, x]) == pytest.approx(value, abs=1e-4)
     assert float(pixels.mean()) == pytest.approx(expected["patch_image"]["mean"], abs=1e-5)
     assert float(pixels.std()) == pytest.approx(expected["patch_image"]["std"], abs=1e-5)
+
+
+@pytest.mark.parity
+def test_chinese_rows_match_the_official_dataset(shared, tmp_path):
+    """Words are what stands between spaces, so the limit of two words leaves two runs of characters."""
+    case = golden("bert_cn.json")["examples"]["caption"]
+    codec = Codec.build("bert", str(shared("bpe/bert_cn")))
+    row = ["7", synthetic_image(8, 8), case["row_caption"]]
+    example = only(builder(tmp_path, codec, row, max_tgt_length=case["max_tgt_length"]))
+    assert example.source.tolist() == case["source"]
+    assert example.target.tolist() == case["target"]
+    assert codec.decode(example.target) == case["target_text"]
+
+
+def test_chinese_references_are_kept_as_written_and_asked_for_in_chinese(tmp_path):
+    codec = Codec.build("bert", str(write_wordpiece(tmp_path / "bpe")), 10, 8)
+    row = ["7", synthetic_image(8, 8), "一面红色的墙, .&&雪，"]
+    example = only(builder(tmp_path, codec, row, training=False))
+    assert codec.decode(example.source) == "图 片 描 述 了 什 么 内 容?"
+    assert example.reference == ["一面红色的墙", "雪，"]
+    assert codec.decode(example.target) == "一 面 红 色 的 墙"
 
 
 def test_evaluation_rows_learn_the_first_reference_and_keep_all(world, tmp_path):

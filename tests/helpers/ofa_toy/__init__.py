@@ -4,7 +4,6 @@ Two models: `toy_flat`, with a dataclass, and `toy_legacy`, whose settings are p
 """
 
 # no `from __future__ import annotations`: fairseq's parser needs the configuration's types as types, not as text
-import os
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -24,14 +23,7 @@ from fairseq.scoring import BaseScorer, register_scorer
 from fairseq.tasks import FairseqTask, register_task
 from torch import nn
 
-from ofa_plugin import compat
-
-compat.apply()
-for name in filter(None, os.environ.get("WITHOUT", "").split(",")):
-    for owner, attribute, stock in reversed(compat.replaced[name]):
-        setattr(owner, attribute, stock)
-    if name == "data_only_checkpoints":
-        torch.serialization.clear_safe_globals()
+from tests.helpers import without  # noqa: F401
 
 
 @register_scorer("toy_exact", dataclass=FairseqDataclass)  # stock cannot do without one

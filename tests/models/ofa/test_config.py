@@ -79,9 +79,10 @@ def test_impossible_configuration_is_refused_by_flag(wrong: dict, named: str):
         resolve(Namespace(**wrong))
 
 
-@pytest.mark.parametrize("kind", ["ViT-B/16", "resnet51"])
-def test_unknown_resnet_is_refused_by_flag(kind: str):
-    with pytest.raises(UserError, match=f"--resnet-type {kind} is unknown"):
+@pytest.mark.parametrize("kind", ["ViT-L/14", "resnet51"])
+def test_unknown_backbone_is_refused_with_all_that_there_are(kind: str):
+    named = f"--resnet-type {kind} is unknown: take one of resnet18, .*resnet152, resnet_nano, ViT-B/16$"
+    with pytest.raises(UserError, match=named):
         build_small(recipe=None, resnet_type=kind)
 
 

@@ -130,6 +130,25 @@ def test_sampled_patches_are_distinct_and_follow_torchs_seed(batch: dict[str, Te
     assert encoder(**batch, sample_patch_num=20)["encoder_out"][0].shape == (20 + 9, 2, 64)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [20, 40])
+def test_sampled_patches_keep_their_place_in_a_stretched_grid(
+    keep: int, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    """Official crashes above as many patches as the pretrained grid has; up to them it takes the plain table."""
+    encoder = tiny(interpolate_position=True, orig_patch_image_size=80).encoder  # 25 of 64 patches
+    del batch["prev_output_tokens"]
+    whole = encoder(**batch)["position_embeddings"][0][:, :64]
+    chosen = encoder.draw_patches(2, 64, keep)
+    monkeypatch.setattr(encoder, "draw_patches", lambda rows, patches, count: chosen)
+    sampled = encoder(**batch, sample_patch_num=keep)["position_embeddings"][0][:, :keep]
+    encoder.pretrained_side = None
+    plain = encoder(**batch)["position_embeddings"][0][:, :64]
+    assert not torch.allclose(plain, whole, atol=1e-3)
+    expected = whole if keep > 25 else plain
+    torch.testing.assert_close(sampled, torch.stack([expected[row, chosen[row]] for row in range(2)]))
+
+
 def test_drop_path_drops_rows_and_keeps_the_mean():
     x = torch.ones(4000, 3, 2)
     dropped = drop_path(x, 0.25, training=True)

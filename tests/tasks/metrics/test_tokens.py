@@ -31,6 +31,8 @@ def test_tokens_as_the_penn_treebank_splits_them(caption, tokens):
     ("caption", "tokens"),
     [
         ("一只狗在草地上。", "一 只 狗 在 草 地 上"),
+        ("一 只 狗 在 草 地 上 。", "一 只 狗 在 草 地 上"),  # as a "bert" vocabulary decodes
+        ("两只Cats在2楼", "两 只 cats 在 2 楼"),
         ("“红色”的T恤，3.5元！（新）", "红 色 的 t 恤 3.5 元 新"),
         ("iPhone手机 black-and-white照片", "iphone 手 机 black-and-white 照 片"),
         ("東京タワーの時々、〆", "東 京 タ ワ ー の 時 々 〆"),
