@@ -48,7 +48,8 @@ def test_stock_takes_every_flag_of_every_recipe(name, verb, size):
     assert args.user_dir == USER_DIR and args.data == "/data" and args.bpe_dir == "/bpe"
     if verb == "train":
         assert args.arch == f"ofa_{size}" and args.lr_scheduler == "ofa_polynomial_decay"
-        assert args.batch_size * args.update_freq[0] == {"caption": 128, "vqa_gen": 512}[args.task] or size == "nano"
+        total = {"caption": 128, "vqa_gen": 512, "snli_ve": 256}[args.task]
+        assert args.batch_size * args.update_freq[0] == total or size == "nano"
     else:
         assert args.path == "/c.pt" and args.gen_subset == "test"
 
@@ -85,6 +86,19 @@ def test_official_file_names_are_found(tmp_path):
     args = parsed(script("caption.sh", "train", "base", str(tmp_path), BPE_DIR="/bpe"))
     assert (args.train_subset, args.valid_subset) == ("caption_stage1_train", "caption_val")
     assert parsed(script("caption.sh", "evaluate", "base", str(tmp_path), CKPT="/c.pt")).gen_subset == "caption_test"
+
+
+def test_the_caption_is_a_premise_where_it_is_asked_for():
+    assert not parsed(script("snli_ve.sh", "train", "base", "/data", BPE_DIR="/bpe")).add_caption
+    args = parsed(script("snli_ve.sh", "train", "large", "/data", BPE_DIR="/bpe", PREMISE="caption"))
+    assert args.add_caption and args.prompt_type == "prev_output" and args.label_smoothing == 0
+    assert "PREMISE=text" in script("snli_ve.sh", "train", "base", "/d", BPE_DIR="/b", PREMISE="text").stderr
+
+
+def test_the_recipe_of_questions_averages_weights_and_reads_object_labels():
+    args = parsed(script("vqa.sh", "train", "base", "/data", BPE_DIR="/bpe"))
+    assert args.store_ema and args.ema_fp32 and args.uses_ema and args.ema_decay == 0.9999
+    assert args.prompt_type == "prev_output" and args.add_object and args.max_object_length == 30
 
 
 def test_the_answer_set_lies_beside_the_data_unless_named(tmp_path):

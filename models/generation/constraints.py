@@ -8,6 +8,7 @@ afterwards and ranks answers differently.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ class ConstrainedEnsemble(EnsembleModel):
     def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1, bos: int = 0, eos: int = 2):
         super().__init__([MaskedModel(model) for model in models])
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
+        self.limits = (0, sys.maxsize)  # least and most tokens of an answer behind a prompt, eos not counted
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
         self.end = torch.tensor([] if trie is None else [trie.eos], dtype=torch.int64)
 
@@ -97,7 +99,12 @@ class ConstrainedEnsemble(EnsembleModel):
         for model in self.models:
             model.mask = mask
         try:
-            return super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
+            log_probs, attention = super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
+            answered = tokens.size(1) - 1 - rows["prompt_length"][0]  # [R]
+            log_probs[answered < self.limits[0], self.eos] = -math.inf
+            full = answered >= self.limits[1]
+            log_probs[full, : self.eos] = log_probs[full, self.eos + 1 :] = -math.inf
+            return log_probs, attention
         except BadRows as error:
             sentences = sorted(set(rows["sentence"][0][error.bad].tolist()))
             raise NonFiniteLogits(tokens.size(1) - 1, sentences) from None
@@ -219,21 +226,25 @@ class ConstrainedGenerator(SequenceGenerator):
     ) -> list[list[dict[str, Tensor]]]:
         """As stock's `generate`, but each hypothesis goes on from its row's prompt, and holds only what follows it.
 
-        Tokens, scores and limits of length count from the end of the prompt (the limits from that of the longest and
-        shortest); officially scores and limits count the prompt as well.
+        Tokens, scores, `--min-len` and `--max-len-b` count from the end of the row's prompt, whatever the others in the
+        batch; officially they count the prompt as well.
 
         Args:
             models, sample, bos_token: as for stock.
             prompts: int64[B, P] without bos, right-padded; an eos in it ends nothing.
         """
         lengths = prompts.ne(self.pad).sum(dim=1).tolist()
-        limits = self.max_len_b, self.min_len
-        self.max_len_b, self.min_len = self.max_len_b + max(lengths), self.min_len + min(lengths)
+        source_length = sample["net_input"]["src_tokens"].size(1)
+        self.check_lengths(source_length, None)
+        least, more = self.min_len, self.max_len_b
+        self.model.limits = least, int(self.max_len_a * source_length + more)
+        self.min_len, self.max_len_b = 0, more + max(lengths)  # of the search as a whole
         try:
             stand_in = prompts.masked_fill(prompts.eq(self.eos), bos_token)
             beams = self.generate(models, sample, prefix_tokens=stand_in, bos_token=bos_token)
         finally:
-            self.max_len_b, self.min_len = limits
+            self.min_len, self.max_len_b = least, more
+            self.model.limits = 0, sys.maxsize
         for beam, length in zip(beams, lengths, strict=True):
             for hypothesis in beam:
                 hypothesis["tokens"] = hypothesis["tokens"][length:]
@@ -252,14 +263,15 @@ class ConstrainedGenerator(SequenceGenerator):
         constraints: Tensor | None = None,
         bos_token: int | None = None,
     ) -> list[list[dict[str, Tensor]]]:
-        if self.trie is not None:
-            self.check_lengths(sample["net_input"]["src_tokens"].size(1), prefix_tokens)
+        self.check_lengths(sample["net_input"]["src_tokens"].size(1), prefix_tokens)
         if prefix_tokens is not None:
             sample = {**sample, "net_input": {**sample["net_input"], "prefix_tokens": prefix_tokens}}
         return super()._generate(sample, prefix_tokens, constraints, bos_token)
 
     def check_lengths(self, source_length: int, prompts: Tensor | None) -> None:
         """Raises UserError where the shortest answer is too short for --min-len, or the longest too long to end."""
+        if self.trie is None:
+            return
         lengths = torch.zeros(1, dtype=torch.int64) if prompts is None else prompts.ne(self.pad).sum(dim=1)
         shortest = self.trie.min_length - 1 + int(lengths.min())
         longest = self.trie.max_length - 1 + int(lengths.max())
