@@ -5,10 +5,12 @@
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import logging
 import math
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Optional
@@ -33,9 +35,9 @@ from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import UserError
 from ..models.generation.constraints import ConstrainedGenerator, NonFiniteLogits, build_ensemble
 from ..models.generation.trie import Trie
-from .evaluation import Evaluation
+from .evaluation import Evaluation, offer_scoring
 from .interactive import Interactive
-from .metrics.base import Metric
+from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +128,20 @@ AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class OFATask(Interactive, FairseqTask):
     """A task is a builder, a metric and the settings of its generation; this class is the rest.
 
-    Subclasses set `builder`, `metric`, `evaluation_defaults`, may override `setup` to read files of their own
+    Subclasses set `builder`, `metric` (what it is judged by), `more_metrics` (what is reported beside it) and
+    `evaluation_defaults`, may override `setup` to read files of their own
     (an answer set: then `self.trie`), `answer` to clean what was generated, and `entry`, a line of the result file.
     """
 
     builder: ClassVar[type[Builder]]
     metric: ClassVar[type[Metric]]
+    more_metrics: ClassVar[tuple[type[Metric], ...]] = ()
     evaluation_defaults: ClassVar[dict[str, Any]] = {}  # official generation settings of this task
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for metric in cls.all_metrics():
+            offer_scoring(metric.name)
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -155,7 +164,7 @@ class OFATask(Interactive, FairseqTask):
         self._source_dictionary = copy.copy(self.codec.dictionary)
         self.trie: Trie | None = None
         self.files: DataFiles | None = None
-        self.metrics: dict[str, Metric] = {}  # by subset: CIDEr depends on the subset's references
+        self.metrics: dict[str, tuple[Metric, ...]] = {}  # by subset: CIDEr depends on the subset's references
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
@@ -276,9 +285,10 @@ class OFATask(Interactive, FairseqTask):
         without = sum(reference is None for reference in references)
         if without:
             logger.info("%s: %d of %d rows have no reference and are not scored", split, without, len(references))
-        metric = self.metric()
-        metric.prepare(reference for reference in references if reference is not None)
-        self.metrics[split] = metric
+        references = [reference for reference in references if reference is not None]
+        self.metrics[split] = tuple(metric() for metric in self._scores())
+        for metric in self.metrics[split]:
+            metric.prepare(references)
 
     def get_batch_iterator(
         self, dataset: FairseqDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **kwargs: Any
@@ -333,7 +343,7 @@ class OFATask(Interactive, FairseqTask):
         with self.autocast(model):
             loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
         if self._scores():
-            logging_output["_metric_sum"], logging_output["_metric_count"] = self._score_batch(sample, model)
+            logging_output.update(self._score_batch(sample, model).log())
         return loss, sample_size, logging_output
 
     def autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
@@ -343,43 +353,53 @@ class OFATask(Interactive, FairseqTask):
             return contextlib.nullcontext()
         return torch.autocast(next(model.parameters()).device.type, dtype)
 
-    def _scores(self) -> bool:
-        """Whether validation generates; `fairseq-generate` always scores."""
-        return True
+    @classmethod
+    def all_metrics(cls) -> tuple[type[Metric], ...]:
+        """What `fairseq-generate` reports, the metric that the task is judged by first."""
+        own = (cls.metric,) if hasattr(cls, "metric") else ()  # a class between this one and the tasks may have none
+        return own + cls.more_metrics
 
-    def _score_batch(self, sample: dict[str, Any], model: nn.Module) -> tuple[float, int]:
+    def _scores(self) -> tuple[type[Metric], ...]:
+        """What validation computes, for which it generates; nothing: it does not. The same throughout a run."""
+        return self.all_metrics()
+
+    def _score_batch(self, sample: dict[str, Any], model: nn.Module) -> Tally:
         while hasattr(model, "module"):  # out of fairseq's wrapper, and of the data-parallel one inside it
             model = model.module
         if self._validation is None or self._validation[0] is not model:
             self._validation = model, self._make_generator([model], self.generation_settings())
         hypotheses = self._generate(self._validation[1], [model], sample)
-        metric = self.metrics[sample["split"]]
-        total, count = 0.0, 0
+        tally = Tally(self.metrics[sample["split"]])
         for best, reference in zip(hypotheses, sample["references"], strict=True):
-            if reference is not None:
-                total += metric.score(self.answer(best[0]["tokens"]), reference)
-                count += 1
+            tally.add(self.answer(best[0]["tokens"]), reference)
         if self.cfg.eval_print_samples:
             logger.info("example hypothesis: %s", self.answer(hypotheses[0][0]["tokens"]))
             logger.info("example reference: %s", sample["references"][0])
-        return total, count
+        return tally
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
-        """Adds up the ranks' sums and counts, and derives the metric from them."""
+        """Adds up the ranks' sums, and derives each metric from its own."""
         super().reduce_metrics(logging_outputs, criterion)
-        if any("_metric_count" in log for log in logging_outputs):
-            for key in ("_metric_sum", "_metric_count"):
+        for metric in self.all_metrics():
+            keys = metric.log_keys()
+            if not any(keys[0] in log for log in logging_outputs):
+                continue
+            for key in keys:
                 metrics.log_scalar(key, sum(float(log.get(key, 0)) for log in logging_outputs))
-            metrics.log_derived(
-                self.metric.name,
-                lambda meters: self.metric().value(meters["_metric_sum"].sum, meters["_metric_count"].sum),
-            )
+            metrics.log_derived(metric.name, functools.partial(_value, metric(), keys))
+        if not criterion.training and hasattr(checkpoint_utils.save_checkpoint, "best"):
+            self._check_best_metric(metrics.get_active_aggregators()[-1])  # of a resumed run stock asks before us
 
     def post_validate(self, model: nn.Module, stats: dict[str, Any], agg: Any) -> None:
         """fairseq's hook between a validation and the choice of the best checkpoint."""
+        self._check_best_metric(stats)
+
+    def _check_best_metric(self, logged: Iterable[str]) -> None:
         wanted = self.cfg.best_checkpoint_metric
-        if wanted not in stats:
-            raise UserError(f"--best-checkpoint-metric {wanted}: validation logs {', '.join(sorted(stats))}")
+        if wanted not in logged:
+            names = {*logged, *(metric.name for metric in self.all_metrics())}
+            known = sorted(name for name in names if not name.startswith("_"))
+            raise UserError(f"--best-checkpoint-metric {wanted}: validation logs {', '.join(known)}")
 
     # ---------------------------------------------------------------------------------------------- generation
 
@@ -502,6 +522,10 @@ class OFATask(Interactive, FairseqTask):
     def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
         """One entry of the official result file."""
         return {"uniq_id": uniq_id, "answer": answer}
+
+
+def _value(metric: Metric, keys: tuple[str, ...], meters: Any) -> float:
+    return metric.value(*(float(meters[key].sum) for key in keys))
 
 
 def task_config_of(state: dict[str, Any]) -> dict[str, Any]:

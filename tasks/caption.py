@@ -1,4 +1,4 @@
-"""Image captioning: a picture in, one sentence out, scored by CIDEr-D."""
+"""Image captioning: a picture in, one sentence out, scored by CIDEr-D, BLEU-4 and ROUGE-L."""
 
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
@@ -14,7 +14,10 @@ from ..data.builder import Builder, Row
 from ..data.example import Example
 from ..data.text import strip_punctuation
 from .base import OFATask, OFATaskConfig
+from .metrics.base import Metric
+from .metrics.bleu import BLEU
 from .metrics.cider import CIDErD
+from .metrics.rouge import ROUGEL
 
 SEPARATOR = "&&"  # between the references of one picture
 
@@ -34,6 +37,10 @@ class CaptionConfig(OFATaskConfig):
     eval_cider: bool = field(
         default=False,
         metadata={"help": "caption the validation pictures and log cider (on by itself when cider selects the best)"},
+    )
+    eval_bleu: bool = field(
+        default=False,
+        metadata={"help": "log bleu4 and rouge_l beside cider (on by itself when one of them selects the best)"},
     )
 
 
@@ -88,10 +95,14 @@ class CaptionTask(OFATask):
 
     builder = CaptionBuilder
     metric = CIDErD
+    more_metrics = (BLEU, ROUGEL)
     evaluation_defaults = {"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}
 
-    def _scores(self) -> bool:
-        return bool(self.cfg.eval_cider or self.cfg.path or self.cfg.best_checkpoint_metric == self.metric.name)
+    def _scores(self) -> tuple[type[Metric], ...]:
+        cfg, wanted = self.cfg, self.cfg.best_checkpoint_metric
+        if cfg.path or cfg.eval_bleu or wanted in [metric.name for metric in self.more_metrics]:
+            return self.all_metrics()
+        return (self.metric,) if cfg.eval_cider or wanted == self.metric.name else ()
 
     def answer(self, tokens: torch.Tensor) -> str:
         """The caption without punctuation, as the references are compared."""

@@ -1,4 +1,4 @@
-"""What `fairseq-generate` leaves behind: the result file, the metric, and how long it will still take."""
+"""What `fairseq-generate` leaves behind: the result file, the scores, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.scoring import BaseScorer, register_scorer
+from fairseq.scoring import SCORER_REGISTRY, BaseScorer, register_scorer
 
 from ..errors import UserError
-from .metrics.base import Metric
+from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -25,39 +25,37 @@ _latest: Evaluation | None = None  # stock hands a scorer strings only; this is 
 
 
 class Evaluation:
-    """The answers of one run over one subset, written once the last row has been answered.
+    """The answers of one run over one subset, and their scores; written once the last row has been answered.
 
-    The file is in row order, whatever order the batches came in, and appears whole or not at all.
+    The answers are in row order, whatever order the batches came in, and a file appears whole or not at all.
 
     Args:
-        metric: scores an answer against the row's reference.
+        metrics: score an answer against the row's reference; the first is the one that the task is judged by.
         subset: name of the subset, part of the file's name.
         rows: how many rows this process will see.
-        folder: where `<subset>_predict.json` goes; None to write nothing.
+        folder: where `<subset>_predict.json` and `<subset>_scores.json` go; None to write nothing.
         entry: makes one entry of the official result format from (id, answer).
     """
 
     def __init__(
         self,
-        metric: Metric,
+        metrics: Sequence[Metric],
         subset: str,
         rows: int,
         folder: str | None,
         entry: Callable[[str | int, str], dict[str, Any]],
     ):
         global _latest
-        self.metric, self.subset, self.rows, self.folder, self.entry = metric, subset, rows, folder, entry
+        self.subset, self.rows, self.folder, self.entry = subset, rows, folder, entry
+        self.tally = Tally(metrics)
         self.entries: dict[int, dict[str, Any]] = {}
-        self.total, self.scored = 0.0, 0
         self.started = self.reported = time.monotonic()
         _latest = self
 
     def add(self, row: int, uniq_id: str, answer: str, reference: Any) -> None:
-        """Takes the answer to one row; after the last of them the file is written."""
+        """Takes the answer to one row; after the last of them the files are written."""
         self.entries[row] = self.entry(typed_id(uniq_id), answer)
-        if reference is not None:
-            self.total += self.metric.score(answer, reference)
-            self.scored += 1
+        self.tally.add(answer, reference)
         done, now = len(self.entries), time.monotonic()
         if done == self.rows:
             self._finish()
@@ -66,28 +64,35 @@ class Evaluation:
             left = (now - self.started) / done * (self.rows - done)
             logger.info("%d of %d rows answered, about %.0f s left", done, self.rows, left)
 
-    @property
-    def value(self) -> float:
-        """The metric, rounded as it is reported."""
-        return self.metric.value(self.total, self.scored)
-
-    def result(self) -> str:
-        """The metric in words."""
-        if not self.scored:
-            return f"{self.metric.name} not computed: no row of {self.subset} has a reference"
-        return f"{self.metric.name} = {self.value} on {self.scored} rows of {self.subset}"
+    def result(self, name: str | None = None) -> str:
+        """One metric in words; without a name the first, then the others in brackets."""
+        values = self.tally.values()
+        first = name or next(iter(values))
+        if not self.tally.rows:
+            return f"{first} not computed: no row of {self.subset} has a reference"
+        others = () if name else tuple(f"{other} = {value}" for other, value in values.items() if other != first)
+        text = f"{first} = {values[first]} on {self.tally.rows} rows of {self.subset}"
+        return f"{text} ({', '.join(others)})" if others else text
 
     def _finish(self) -> None:
         logger.info(self.result())
         if self.folder is None:
             return
-        path = Path(self.folder) / f"{self.subset}_predict.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        entries = [self.entries[row] for row in sorted(self.entries)]
-        temporary.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        logger.info("wrote %d entries to %s", len(entries), path)
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        scores = self.tally.values() if self.tally.rows else {}
+        counts = {"rows": len(self.entries), "scored": self.tally.rows}
+        write_json(folder / f"{self.subset}_scores.json", {**counts, **scores})
+        path = folder / f"{self.subset}_predict.json"
+        write_json(path, [self.entries[row] for row in sorted(self.entries)])
+        logger.info("wrote %d entries to %s", len(self.entries), path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is either the old one or wholly the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def typed_id(uniq_id: str) -> str | int:
@@ -105,26 +110,37 @@ class TaskScorerConfig(FairseqDataclass):
 
 def _scorer(name: str) -> type[BaseScorer]:
     class TaskScorer(BaseScorer):
-        """`--scoring`: reports the task's own metric, computed on references that strings would not carry."""
+        """`--scoring`: reports the task's own metrics, computed on references that strings would not carry."""
 
         def add_string(self, ref: str, pred: str) -> None:
             """Nothing to do: the task has scored the row already."""
 
         def score(self) -> float:
-            """The metric's value."""
-            return _latest.value if _latest else 0.0
+            """The metric's value; of `ofa` that of the first."""
+            values = _latest.tally.values() if _latest else {}
+            return values.get(name, next(iter(values.values()), 0.0))
 
         def result_string(self) -> str:
-            """The number that validation inside training gives for the same checkpoint."""
+            """The numbers that validation inside training gives for the same checkpoint."""
             if _latest is None:
                 raise UserError(f"--scoring {name} belongs to the tasks of this plugin (--task caption, vqa_gen, ...)")
-            if name not in ("ofa", _latest.metric.name):
-                raise UserError(f"--scoring {name}: this task is scored by {_latest.metric.name}; leave --scoring out")
-            return _latest.result()
+            names = [metric.name for metric in _latest.tally.metrics]
+            if name not in ("ofa", *names):
+                raise UserError(f"--scoring {name}: this task reports {', '.join(names)}; leave --scoring out")
+            return _latest.result(None if name == "ofa" else name)
 
     TaskScorer.__name__ = f"{name.title().replace('_', '')}Scorer"  # fairseq refuses a second class of one name
     return TaskScorer
 
 
-for _name in ("ofa", "cider", "snli_score", "vqa_score"):
-    register_scorer(_name, dataclass=TaskScorerConfig)(_scorer(_name))
+def offer_scoring(name: str) -> None:
+    """Makes `--scoring name` known to fairseq; a name may be offered again, but not one of stock's own.
+
+    Raises:
+        ValueError: stock has a scorer of this name.
+    """
+    if getattr(SCORER_REGISTRY.get(name), "__module__", None) != __name__:
+        register_scorer(name, dataclass=TaskScorerConfig)(_scorer(name))
+
+
+offer_scoring("ofa")

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from .accuracy import VQAScore, best_answer, parse_answers
-from .base import Metric
-from .cider import CIDErD, document_frequencies, tokenize
+from .base import Metric, Tally
+from .bleu import BLEU
+from .cider import CIDErD, document_frequencies
+from .rouge import ROUGEL, common_subsequence
+from .tokens import tokenize
 
-__all__ = ["CIDErD", "Metric", "VQAScore", "best_answer", "document_frequencies", "parse_answers", "tokenize"]
+__all__ = [
+    "BLEU",
+    "CIDErD",
+    "Metric",
+    "ROUGEL",
+    "Tally",
+    "VQAScore",
+    "best_answer",
+    "common_subsequence",
+    "document_frequencies",
+    "parse_answers",
+    "tokenize",
+]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...data.text import space_characters
 from .base import Metric
+from .tokens import tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +17,6 @@ SIGMA = 6.0  # width of the length penalty, in bigrams
 SCALE = 10.0
 
 Ngram = tuple[str, ...]
-
-# What coco-caption's PTB tokenizer splits: it's -> it 's, don't -> do n't, cannot -> can not.
-CONTRACTIONS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
-FUSED = re.compile(r"\b(can)(not)\b|\b(gim|lem)(me)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
-TOKENS = re.compile(
-    r"n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)"
-    r"|\d+(?:[.,:/]\d+)+"  # 3.5, 1,000, 10:30
-    r"|(?:[^\W\d_]\.){2,}"  # u.s.
-    r"|\w+(?:[-/&'.]\w+)*"  # black-and-white
-    r"|[^\w\s]"
-)
-PUNCTUATION = frozenset(".?!,:;-–—…'\"`´()[]{}")
 
 
 class CIDErD(Metric):
@@ -108,14 +95,3 @@ def ngrams(caption: str) -> Counter[Ngram]:
     return Counter(
         tuple(words[start : start + order]) for order in range(1, MAX_ORDER + 1) for start in range(last - order)
     )
-
-
-def tokenize(caption: str) -> list[str]:
-    """Lower-case words as the Penn Treebank splits them, punctuation dropped (coco-caption's PTBTokenizer).
-
-    Each Chinese character is a word, with spaces around it (as a "bert" vocabulary decodes) or without.
-    """
-    text = CONTRACTIONS.sub(r" \1", space_characters(caption.lower()).replace("’", "'"))
-    if "nn" in text or "tt" in text or "mm" in text:
-        text = FUSED.sub(lambda match: " ".join(part for part in match.groups() if part), text)
-    return [token for token in TOKENS.findall(text) if token not in PUNCTUATION]

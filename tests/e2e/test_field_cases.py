@@ -25,6 +25,7 @@ from ofa_plugin.data.tsv import TSVStore
 from ofa_plugin.models.generation.trie import Trie
 from ofa_plugin.tasks.base import OFATaskConfig
 from ofa_plugin.tasks.caption import CaptionBuilder
+from ofa_plugin.tasks.metrics import BLEU, ROUGEL, CIDErD, Tally
 from ofa_plugin.tasks.vqa import VQABuilder
 from tests.helpers.cases import CASES, EXPECTED, caption_row, edited, entries, generate, left_in, train
 from tests.helpers.drawing import DrawingBuilder
@@ -147,6 +148,18 @@ def test_fc21_the_other_rows_train_and_all_are_answered(world, answerer, tmp_pat
     assert [entry["answer"] in allowed for entry in entries(tmp_path / "out")] == [True] * 3
 
 
+def test_fc31_one_image_has_no_cider_but_a_perfect_caption_has_the_rest():
+    [caption], [references] = (
+        json.loads((CASES / "fc31" / name).read_text()) for name in ("hypotheses.json", "references.json")
+    )
+    tally = Tally([CIDErD(), BLEU(), ROUGEL()])
+    for metric in tally.metrics:
+        metric.prepare([references])
+    tally.add(caption, references)
+    right = EXPECTED["fc31"]
+    assert tally.values() == {"cider": right["cider_d"], "bleu4": right["bleu4"], "rouge_l": right["rouge_l"]}
+
+
 def test_fc31_one_image_has_no_cider(captioner, tmp_path):
     caption = json.loads((CASES / "fc31" / "references.json").read_text())[0][0]
     (tmp_path / "one.tsv").write_text(caption_row(1, caption))
@@ -154,6 +167,13 @@ def test_fc31_one_image_has_no_cider(captioner, tmp_path):
     assert len(re.findall("one image: .*CIDEr is 0 by definition.*more images", finished.output)) == 1
     assert "cider = 0.0 on 1 rows" in finished.output
     assert len(entries(tmp_path / "out")) == 1
+
+    longer = ("--min-len", 6)  # BLEU-4 needs four words
+    ok(generate(tmp_path / "one.tsv", captioner, tmp_path / "first", *longer))
+    [entry] = entries(tmp_path / "first")
+    (tmp_path / "perfect.tsv").write_text(caption_row(1, entry["caption"]))
+    finished = ok(generate(tmp_path / "perfect.tsv", captioner, tmp_path / "second", *longer))
+    assert "cider = 0.0 on 1 rows of test (bleu4 = 1.0, rouge_l = 1.0)" in finished.output
 
 
 def test_fc33_results_are_in_the_order_of_the_file(answerer, tmp_path):

@@ -105,6 +105,43 @@ def test_pictures_of_a_file_of_lines_are_captioned_as_in_generation(world, capti
     assert len(best[0]) == 2 * rows and sorted(best[0]) == sorted(best[1])
 
 
+@pytest.mark.parametrize("task", ["vqa_gen", "snli_ve"])
+def test_what_a_checkpoint_reads_beside_the_question_is_typed_too(world, pictures, tmp_path, task):
+    """Object labels and captions, and a decoder that repeats its source first."""
+    _, *flags = world.flags("vqa")
+    data, rows = tmp_path / "data.tsv", (world.root / "vqa" / "test.tsv").read_text().splitlines()
+    cells = [row.split("\t") for row in rows]
+    if task == "vqa_gen":
+        more, asked = ("--add-object",), [f"{cell[2]}\tcat&&red sofa" for cell in cells]
+        lines = ["\t".join([*cell[:4], "cat&&red sofa", cell[5]]) for cell in cells]
+    else:
+        flags[flags.index("vqa_gen")] = "snli_ve"
+        more, asked = ("--add-caption",), [f"{cell[2]}\ta dog" for cell in cells]
+        lines = ["\t".join((cell[0], "", cell[5], cell[2], "a dog", "neutral")) for cell in cells]
+        del flags[flags.index("--ans2label-file") :]
+    data.write_text("\n".join(lines) + "\n")
+    limits = ("--max-update", 1, "--batch-size", 14, "--num-workers", 0, "--lr-scheduler", "fixed")
+    prompted = ("--prompt-type", "prev_output", "--disable-validation", "--save-dir", tmp_path)
+    ok(run("train", data, *flags, *more, *limits, *prompted, log=tmp_path / "log"))
+    of = ("--user-dir", USER_DIR, "--task", task, "--cpu", "--path", tmp_path / "checkpoint_last.pt")
+    written = run("generate", data, *of, "--gen-subset", "data", "--batch-size", 4, log=tmp_path / "written")
+    typed = "".join(f"{number}.png\t{text}\n" for number, text in enumerate(asked))
+    spoken = run(
+        *("interactive", *of, "--buffer-size", 14, "--batch-size", 4),
+        stdin=typed,
+        cwd=pictures,
+        log=tmp_path / "spoken",
+    )
+    assert printed(spoken, "S") == [text.strip() for text in printed(written, "S")]
+    assert ("object: cat red sofa" if task == "vqa_gen" else 'text1 " a dog "') in printed(spoken, "S")[0]
+    for letter in "HD":
+        here, there = hypotheses(spoken, letter), hypotheses(written, letter)
+        assert [item[:2] for item in here] == [item[:2] for item in there] and len(here) == 14
+        assert [item[2] for item in here] == pytest.approx([item[2] for item in there], abs=1e-4)
+    short = run("interactive", *of, stdin="0.png\tis it red?\n", cwd=pictures, log=tmp_path / "short")
+    assert "stdin:1: line: 2 parts, not 3: write picture-path<TAB>" in error_of(short)
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ofa_plugin.tasks.metrics import Metric, VQAScore, best_answer, parse_answers
+from ofa_plugin.tasks.metrics import VQAScore, best_answer, parse_answers
 
 FIXTURE = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "vqa_score.json").read_text())
 REPORTED = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "metrics.json").read_text())["cases"]
@@ -53,8 +53,3 @@ def test_answers_survive(answer):
 def test_a_cell_that_cannot_be_read_says_why(cell, message):
     with pytest.raises(ValueError, match=message):
         parse_answers(cell)
-
-
-def test_a_metric_must_say_how_it_scores():
-    with pytest.raises(NotImplementedError):
-        Metric().score("a", "b")
