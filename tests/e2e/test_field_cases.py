@@ -23,10 +23,10 @@ from ofa_plugin.data.dataset import OFADataset
 from ofa_plugin.data.image import ImageReader, PictureLoader
 from ofa_plugin.data.tsv import TSVStore
 from ofa_plugin.models.generation.trie import Trie
+from ofa_plugin.tasks.answering import AnswerSet
 from ofa_plugin.tasks.base import OFATaskConfig
 from ofa_plugin.tasks.caption import CaptionBuilder
 from ofa_plugin.tasks.metrics import BLEU, ROUGEL, CIDErD, Tally
-from ofa_plugin.tasks.answering import AnswerSet
 from ofa_plugin.tasks.vqa import VQABuilder
 from tests.helpers.cases import CASES, EXPECTED, caption_row, edited, entries, generate, left_in, train
 from tests.helpers.drawing import DrawingBuilder
@@ -374,7 +374,7 @@ def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_p
         **{"code_dict_size": 8, "max_src_length": 100, "max_tgt_length": 20, "patch_image_size": 64},
         **{"image_backend": "pil", "eval_args": '{"beam": 2}', "autocast": "none"},
     }
-    averages = {"uses_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"}  # test_ema.py
+    averages = {"uses_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"}
     flags = {item.name for item in fields(OFATaskConfig) if not str(item.default).startswith("${")}
     assert flags - own_to_a_run - averages - {"_name"} == given.keys() | switches
     valued = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
