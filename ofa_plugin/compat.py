@@ -8,6 +8,7 @@ globals, and the excepthook that shows a `UserError` without its traceback.
 from __future__ import annotations
 
 import argparse
+import atexit
 import collections
 import contextlib
 import errno
@@ -23,6 +24,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +48,7 @@ from fairseq.models.ema.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.scoring import SCORER_REGISTRY
 from fairseq.trainer import Trainer
+from torch.distributed import distributed_c10d
 
 from . import ema, ranks
 from .errors import UserError
@@ -493,6 +496,13 @@ CPU_LAUNCH = (
 )
 """The flags that start rank R of N on CPU, one command for each rank."""
 
+TORCHRUN_LAUNCH = (
+    "torchrun --nproc-per-node N --no-python bash -c 'exec fairseq-train ... --distributed-world-size $WORLD_SIZE "
+    "--distributed-rank $RANK --distributed-init-method env:// --distributed-no-spawn --distributed-backend gloo "
+    "--ddp-backend legacy_ddp'"
+)
+"""The same through torchrun, whose own store takes the place of an address: with tcp:// every rank waits for ever."""
+
 
 def refuse_unsafe_start(cfg: Any) -> None:
     """Refuses flags with which stock trains wrongly, or not at all, without saying so.
@@ -529,24 +539,25 @@ def one_process_on_cpu(cfg: Any) -> None:
 
 
 def refuse_idle_launch(cfg: Any) -> None:
-    """Refuses the starts of several processes that on CPU train nothing, or train N times the same.
+    """Refuses the starts of several processes that train nothing, train N times the same, or wait for ever.
 
     Raises:
         UserError: names the flags that work.
     """
-    launch, gpus = cfg.distributed_training, torch.cuda.device_count()
-    cpu, launched = cfg.common.cpu or gpus == 0, launched_processes()
-    if launched > 1 and launch.distributed_world_size == 1:
-        raise UserError(
-            f"WORLD_SIZE={launched} is set (torchrun), but --distributed-world-size is 1, so that {launched} separate "
-            f"runs would write into one --save-dir; add {CPU_LAUNCH if cpu else f'--distributed-world-size {launched}'}"
-        )
-    if not cpu or (launch.distributed_world_size == 1 and launch.distributed_init_method is None):
+    launch, cpu = cfg.distributed_training, cfg.common.cpu or torch.cuda.device_count() == 0
+    _refuse_separate_runs(launch, cpu)
+    world, rank, method = launch.distributed_world_size, launch.distributed_rank, launch.distributed_init_method
+    if method is not None and not 0 <= rank < world:
+        raise UserError(f"--distributed-rank {rank}: --distributed-world-size {world} has ranks 0 to {world - 1}")
+    if method is not None and launched_processes() > 1:
+        _refuse_other_ranks_than_torchrun(launch)
+    if not cpu or (world == 1 and method is None):
         return
+    torchrun = launched_processes() > 1
     missing = [
         flag
         for flag, given in (
-            ("--distributed-init-method tcp://localhost:PORT", launch.distributed_init_method is not None),
+            (f"--distributed-init-method {'env://' if torchrun else 'tcp://localhost:PORT'}", method is not None),
             ("--distributed-no-spawn", launch.distributed_no_spawn),
             ("--distributed-backend gloo", launch.distributed_backend == "gloo"),
             ("--ddp-backend legacy_ddp", launch.ddp_backend in ("legacy_ddp", "no_c10d")),
@@ -555,8 +566,44 @@ def refuse_idle_launch(cfg: Any) -> None:
     ]
     if missing:
         raise UserError(
-            f"{launch.distributed_world_size} processes on CPU: fairseq would train nothing with these flags; add "
-            f"{' '.join(missing)}. Start each rank with {CPU_LAUNCH}"
+            f"{world} processes on CPU: fairseq would train nothing with these flags; add {' '.join(missing)}. Start "
+            f"{'them' if torchrun else 'each rank'} with {TORCHRUN_LAUNCH if torchrun else CPU_LAUNCH}"
+        )
+
+
+def _refuse_separate_runs(launch: Any, cpu: bool) -> None:
+    """Several processes that each take themselves for the only one."""
+    if launch.distributed_world_size > 1 or launch.distributed_init_method is not None:
+        return
+    torchrun, slurm = launched_processes(), int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if torchrun > 1:
+        found, way = f"WORLD_SIZE={torchrun} is set (torchrun)", f"add --distributed-world-size {torchrun}"
+        way, own = (f"on CPU start them with {TORCHRUN_LAUNCH}" if cpu else way), "WORLD_SIZE"
+    elif slurm > 1:
+        found, own = f"SLURM_STEP_NUM_TASKS={slurm} is set (srun)", "SLURM_STEP_NUM_TASKS"
+        way = "start them as run_scripts/slurm.sbatch does"
+    else:
+        return
+    raise UserError(
+        f"{found}, but --distributed-world-size is 1, so that {max(torchrun, slurm)} separate runs would write into "
+        f"one --save-dir; {way}; for separate runs on purpose unset {own}"
+    )
+
+
+def _refuse_other_ranks_than_torchrun(launch: Any) -> None:
+    """What stock takes from the flags once --distributed-init-method is given must be what torchrun has started."""
+    world, rank = launched_processes(), int(os.environ["RANK"])
+    for flag, given, started in (
+        ("--distributed-world-size", launch.distributed_world_size, world),
+        ("--distributed-rank", launch.distributed_rank, rank),
+    ):
+        if given != started:
+            raise UserError(f"{flag} is {given}, but this is rank {rank} of {world} of torchrun; use {TORCHRUN_LAUNCH}")
+    own_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if own_store and launch.distributed_init_method != "env://":
+        raise UserError(
+            f"--distributed-init-method {launch.distributed_init_method}: every rank of torchrun would wait for it for "
+            "ever; use env://"
         )
 
 
@@ -574,6 +621,88 @@ def _refuse_at_start() -> None:
 
     stock_call = _replace(distributed_utils, "call_main", call_main)
     stock_init = _replace(Trainer, "__init__", functools.wraps(Trainer.__init__)(__init__))
+
+
+# ---- a rank that is gone ---------------------------------------------------------------------------------------------
+
+
+def _wait_as_long_as_asked() -> None:
+    def distributed_init(cfg: Any) -> int:
+        seconds = cfg.distributed_training.heartbeat_timeout
+        if seconds > 0:  # read when a group is made, fairseq's second group too, which has no argument for it
+            distributed_c10d.default_pg_timeout = timedelta(seconds=seconds)
+            distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=seconds)
+        return stock(cfg)
+
+    stock = _replace(distributed_utils, "distributed_init", distributed_init)
+
+
+def _leave_in_order() -> None:
+    def distributed_init(cfg: Any) -> int:
+        rank = stock(cfg)
+        atexit.register(_close_groups)
+        return rank
+
+    stock = _replace(distributed_utils, "distributed_init", distributed_init)
+
+
+def _close_groups() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+_GONE = (
+    (
+        r"Gloo connectFullMesh failed.*remote=\[(?P<address>[^\]]+)\]",
+        "another rank offers {address}, where this one cannot reach it; on every host set GLOO_SOCKET_IFNAME to the "
+        "interface that leads to the others (`ip route get HOST` names it)",
+    ),
+    (
+        r"Gloo connectFullMesh failed",
+        "another rank cannot be reached; on every host set GLOO_SOCKET_IFNAME to the interface that leads to the "
+        "others (`ip route get HOST` names it)",
+    ),
+    (
+        r"gloo.*Unable to find address for: (?P<name>\S+)",
+        "GLOO_SOCKET_IFNAME={name}: no such interface on this host, or one without an address; `ip addr` lists them",
+    ),
+    (
+        r"gloo.*Timed out waiting (?P<wait>\d+)ms",
+        "another rank has not answered for {wait} ms: it hangs, or its host is gone. Stop all ranks and start them "
+        "again, they go on from the last checkpoint. --heartbeat-timeout SECONDS waits longer or shorter",
+    ),
+    (
+        r"gloo.*(?:(?:closed|reset) by peer|Broken pipe)",
+        "another rank has ended; its own output says why. Start all ranks again, they go on from the last checkpoint",
+    ),
+    (
+        r"Timed out after (?P<wait>\d+) seconds waiting for clients\. (?P<come>\d+)/(?P<all>\d+)",
+        "only {come} of {all} ranks came within {wait} s; start the others, each with its own --distributed-rank and "
+        "all with the same --distributed-init-method",
+    ),
+    (
+        r"client socket has timed out after (?P<wait>\d+)ms.*connect to \((?P<host>[^,]+), (?P<port>\d+)\)",
+        "no rank 0 answered at {host}:{port} within {wait} ms; start it on that host, with the same "
+        "--distributed-init-method",
+    ),
+    (
+        r"server socket has failed to listen.*port: (?P<port>\d+).*EADDRINUSE",
+        "port {port} is taken, by another rank 0 or another program; give each rank its own --distributed-rank and "
+        "each run its own port",
+    ),
+)
+"""What torch says of a rank that has ended, hangs or never came, and what the user reads."""
+
+
+def missing_rank(error: BaseException | None) -> str | None:
+    """What to do about another rank that is gone, or None where `error` is about something else."""
+    while error is not None:
+        for pattern, advice in _GONE if isinstance(error, RuntimeError) else ():
+            found = re.search(pattern, str(error), flags=re.DOTALL)
+            if found:
+                return advice.format(**found.groupdict())
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _take_bf16_for_bf16() -> None:
@@ -721,7 +850,7 @@ def user_message(error: BaseException) -> str | None:
     """The sentence that the user should read, or None where `error` is a bug and needs its traceback.
 
     Finds a `UserError` also where a DataLoader worker or a spawned rank has turned it into text, and where stock has
-    wrapped it in a plain Exception.
+    wrapped it in a plain Exception. A rank that waited for another one in vain says so.
     """
     text = str(error)
     if isinstance(error, UserError) or "Original Traceback" in text or "-- Process " in text:
@@ -729,6 +858,9 @@ def user_message(error: BaseException) -> str | None:
         if told:
             return text[told[-1].end() :].strip()
         return text if isinstance(error, UserError) else None
+    gone = missing_rank(error)
+    if gone is not None:
+        return gone
     reason = error.__cause__ or error.__context__
     return user_message(reason) if type(error) in (Exception, RuntimeError) and reason is not None else None
 
@@ -949,10 +1081,27 @@ CURES = (
     ),
     Cure(
         "unsafe_starts",
-        "--amp unscales twice; asynchronous writing and some CPU launches train nothing and exit 0",
+        "--amp unscales twice; asynchronous writing and some CPU launches train nothing and exit 0; ranks that do not "
+        "know of each other train the same into one folder",
         SEEN,
         "distributed.utils.call_main, Trainer.__init__",
         _refuse_at_start,
+    ),
+    Cure(
+        "endless_waiting",
+        '--heartbeat-timeout says "Killing job" and kills nothing that waits for a rank which hangs or never came: '
+        "gloo waits for half an hour",
+        SEEN,
+        "distributed.utils.distributed_init",
+        _wait_as_long_as_asked,
+    ),
+    Cure(
+        "open_groups",
+        "nothing closes the groups of ranks: gloo's threads are torn down with the process, and now and then a rank "
+        'that has trained to the end aborts ("terminate called without an active exception", exit code 134)',
+        f"{SEEN} on torch 2.13",
+        "distributed.utils.distributed_init",
+        _leave_in_order,
     ),
     Cure(
         "silent_starts",

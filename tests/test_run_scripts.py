@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
 
 import ofa_plugin
+from ofa_plugin import compat
 from tests.helpers.stock import ROOT, USER_DIR
 
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "lib.sh")
@@ -18,8 +26,9 @@ SIZES = ("nano", "tiny", "medium", "base", "large", "huge")
 
 
 def script(name, *arguments, cwd=ROOT, **variables):
-    """Runs a script with DRY=1 and no GPU."""
+    """Runs a script with DRY=1 and no GPU; a variable that is None is not set."""
     environment = {"PATH": os.environ["PATH"], "DRY": "1", "GPUS": "0", **variables}
+    environment = {name: value for name, value in environment.items() if value is not None}
     command = ["bash", str(ROOT / "run_scripts" / name), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
@@ -27,7 +36,18 @@ def script(name, *arguments, cwd=ROOT, **variables):
 def parsed(finished):
     """What the stock parser makes of the printed command; it leaves by SystemExit at a flag that it does not know."""
     assert finished.returncode == 0, finished.stderr
-    _, dash_m, entry, *words = shlex.split(finished.stdout)
+    [line] = finished.stdout.splitlines()
+    return arguments_of(line)
+
+
+def arguments_of(line):
+    """The same of one command; `environment` is what the command puts before it."""
+    environment, words = {}, shlex.split(line)
+    if words[0] == "env":
+        while "=" in words[1]:
+            name, _, environment[name] = words.pop(1).partition("=")
+        del words[0]
+    _, dash_m, entry, *words = words
     assert dash_m == "-m" and entry in ("fairseq_cli.train", "fairseq_cli.generate")
     ofa_plugin.register()
     if entry == "fairseq_cli.train":
@@ -36,7 +56,7 @@ def parsed(finished):
         parser = options.get_generation_parser()
         parser.add_argument("--arch", default="wav2vec2")  # as fairseq-generate does
     args = options.parse_args_and_arch(parser, words)
-    convert_namespace_to_omegaconf(args)
+    args.environment, args.cfg = environment, convert_namespace_to_omegaconf(args)
     return args
 
 
@@ -61,9 +81,247 @@ def test_what_follows_wins_and_spaces_survive(name):
     assert args.data == "/my data" and args.bpe_dir == "/b p"
 
 
-def test_batches_are_those_of_the_recipe_on_any_number_of_gpus():
-    args = parsed(script("caption.sh", "train", "base", "/data", BPE_DIR="/bpe", GPUS="4"))
-    assert args.batch_size * args.update_freq[0] * 4 == 128 and args.fp16 and not args.cpu
+# ---- where it runs ---------------------------------------------------------------------------------------------------
+
+
+def launch(size="base", name="caption.sh", only=None, **variables):
+    """The commands that a training script prints for this host, or the `only` first ones, and what it says beside."""
+    finished = script(name, "train", size, "/data", BPE_DIR="/bpe", **variables)
+    assert finished.returncode == 0, finished.stderr
+    return [arguments_of(line) for line in finished.stdout.splitlines()[:only]], finished.stderr
+
+
+def started_by_stock(args, monkeypatch, devices):
+    """What stock makes of the flags on a host with so many GPUs: the ranks of the processes that it starts there."""
+    started = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda **kwargs: started.update(kwargs))
+    for name, value in {"SLURM_JOB_NODELIST": "a,b", "SLURM_NNODES": "2", "MASTER_ADDR": "elsewhere"}.items():
+        monkeypatch.setenv(name, value)  # remains of a launcher, from which stock would guess
+    distributed_utils.call_main(args.cfg, lambda cfg: started.update(nprocs=1, args=(None, cfg, {"start_rank": 0})))
+    first = started["args"][2]["start_rank"]
+    return list(range(first, first + started["nprocs"]))
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("kind", ["GPUS", "PROCS"])
+@pytest.mark.parametrize(("size", "total"), [("base", 128), ("nano", 64)])
+def test_an_update_has_the_rows_of_the_recipe_however_many_processes_share_them(size, total, kind, devices):
+    where = {"GPUS": None, kind: str(devices)}
+    [args], said = launch(size, only=1, **where)
+    rows = args.batch_size * args.update_freq[0] * devices
+    assert total - devices < rows <= total and (rows == total) == (total % devices == 0)
+    assert (f"an update has {rows} rows, not {total}" in said) == (rows != total)
+    assert args.batch_size <= 64 // (8 if size == "base" else 1)
+    if total % (2 * devices) == 0:
+        [args], _ = launch(size, only=1, **where, NODES="2", NODE_RANK="1", MASTER="127.0.0.1")
+        assert args.batch_size * args.update_freq[0] * devices * 2 == total
+
+
+def test_one_gpu_and_one_process_are_one_command_without_ranks(monkeypatch):
+    [gpu], [cpu] = launch(GPUS="1")[0], launch(PROCS="1")[0]
+    assert gpu.fp16 and not gpu.cpu and gpu.distributed_init_method is None and not gpu.environment
+    assert cpu.cpu and cpu.distributed_init_method is None and not cpu.environment
+    assert started_by_stock(gpu, monkeypatch, devices=8) == [0]  # on one GPU, though the host has more
+
+
+def test_gpus_of_one_host_are_started_by_stock(monkeypatch):
+    [args] = launch(GPUS="4")[0]
+    assert args.fp16 and not args.cpu and args.distributed_init_method.startswith("tcp://localhost:")
+    assert started_by_stock(args, monkeypatch, devices=8) == [0, 1, 2, 3]
+
+
+def test_gpus_of_several_hosts_are_started_by_stock_on_each(monkeypatch):
+    for node, ranks in enumerate([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]):
+        [args] = launch(GPUS="4", NODES="3", NODE_RANK=str(node), MASTER="127.0.0.1", PORT="1234")[0]
+        assert args.distributed_world_size == 12 and args.distributed_init_method == "tcp://127.0.0.1:1234"
+        assert args.environment["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"  # stock starts a process for each that it sees
+        assert started_by_stock(args, monkeypatch, devices=4) == ranks
+
+
+def test_visible_devices_are_the_gpus():
+    assert launch(GPUS=None, CUDA_VISIBLE_DEVICES="5,7")[0][0].distributed_world_size == 2
+    hosts = {"NODES": "2", "NODE_RANK": "0", "MASTER": "127.0.0.1", "CUDA_VISIBLE_DEVICES": "5,6,7"}
+    assert launch(GPUS="2", **hosts)[0][0].environment["CUDA_VISIBLE_DEVICES"] == "5,6"
+    refused = script("caption.sh", "train", "base", "/data", BPE_DIR="/bpe", GPUS="4", **hosts)
+    assert refused.stderr.endswith("error: GPUS=4, but CUDA_VISIBLE_DEVICES=5,6,7\n")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_processes_on_cpu_are_a_command_for_each_rank(name):
+    commands, _ = launch(name=name, GPUS=None, PROCS="2", CUDA_VISIBLE_DEVICES="0")
+    assert [args.distributed_rank for args in commands] == [0, 1]
+    assert len({args.distributed_init_method for args in commands}) == 1
+    for args in commands:
+        compat.refuse_idle_launch(args.cfg)
+        assert args.cpu and args.distributed_world_size == 2 and int(args.environment["OMP_NUM_THREADS"]) >= 1
+
+
+def test_processes_of_several_hosts_meet_at_the_first():
+    first, _ = launch(PROCS="2", NODES="2", NODE_RANK="0", MASTER="127.0.0.1", OMP_NUM_THREADS="3")
+    second, _ = launch(PROCS="2", NODES="2", NODE_RANK="1", MASTER="127.0.0.1", GLOO_SOCKET_IFNAME="eth7")
+    assert [args.distributed_rank for args in (*first, *second)] == [0, 1, 2, 3]
+    assert {args.distributed_init_method for args in (*first, *second)} == {"tcp://127.0.0.1:29500"}
+    assert {args.distributed_world_size for args in (*first, *second)} == {4}
+    assert first[0].environment["OMP_NUM_THREADS"] == "3" and second[0].environment["GLOO_SOCKET_IFNAME"] == "eth7"
+
+
+def test_the_interface_is_looked_up_or_asked_for(tmp_path):
+    hosts = {"PROCS": "1", "NODES": "2", "NODE_RANK": "1", "MASTER": "10.9.8.7"}
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "sed", "dirname", "basename", "wc", "cut", "getconf", "head", "awk", "grep", "env"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    commands, said = launch(**hosts, PATH=str(tools), PYTHON=sys.executable)
+    assert "GLOO_SOCKET_IFNAME is not set" in said and "GLOO_SOCKET_IFNAME" not in commands[0].environment
+    (tools / "getent").symlink_to("/bin/true")
+    (tools / "ip").write_text(
+        "#!/bin/sh\n[ \"$2\" != route ] || echo '10.9.8.7 via 10.0.0.1 dev ib0 src 10.0.0.5 uid 0'\n"
+    )
+    (tools / "ip").chmod(0o755)
+    commands, said = launch(**hosts, PATH=str(tools), PYTHON=sys.executable)
+    assert commands[0].environment["GLOO_SOCKET_IFNAME"] == "ib0" == commands[0].environment["NCCL_SOCKET_IFNAME"]
+    assert "GLOO_SOCKET_IFNAME" not in said
+    hosts["NODE_RANK"] = "0"
+    refused = script("caption.sh", "train", "base", "/d", BPE_DIR="/b", **hosts, PATH=str(tools), PYTHON=sys.executable)
+    assert "NODE_RANK=0 runs on MASTER, but 10.9.8.7" in refused.stderr
+
+
+def test_slurm_starts_the_script_once_on_each_host(tmp_path):
+    stubs = {
+        "scontrol": "printf 'localhost\\nother\\n'",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nSLURM_NODEID=0 "$@"\nSLURM_NODEID=1 "$@"',
+    }
+    for tool, content in stubs.items():
+        (tmp_path / tool).write_text(f"#!/bin/sh\n{content}\n")
+        (tmp_path / tool).chmod(0o755)
+    job = {
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_NUM_TASKS": "2",
+    }
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BPE_DIR": "/bpe", "PROCS": "2", **job}
+    caption = ROOT / "run_scripts" / "caption.sh"
+    finished = script("slurm.sbatch", str(caption), "train", "base", "/data", **variables)
+    assert finished.returncode == 0, finished.stderr
+    commands = [arguments_of(line) for line in finished.stdout.splitlines()]
+    assert [args.distributed_rank for args in commands] == [0, 1, 2, 3]
+    assert {args.distributed_init_method for args in commands} == {"tcp://localhost:10077"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"PROCS": "2", "GPUS": "2"}, "PROCS=2 is for the CPU and GPUS=2"),
+        ({"PROCS": "0"}, "PROCS=0"),
+        ({"NODES": "2"}, "needs NODE_RANK"),
+        ({"NODES": "2", "NODE_RANK": "2", "MASTER": "a"}, "NODE_RANK=2"),
+        ({"NODES": "2", "NODE_RANK": "0"}, "needs MASTER"),
+        ({"PROCS": "200"}, "an update has 128 rows, too few for 200"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "torchrun has started 2"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "srun has started 2"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "NODES": "2", "NODE_RANK": "0", "MASTER": "a"}, "srun has started 4"),
+    ],
+)
+def test_launches_that_cannot_work_are_refused(variables, words):
+    finished = script("caption.sh", "train", "base", "/data", BPE_DIR="/bpe", **variables)
+    assert finished.returncode == 2 and not finished.stdout
+    assert words in finished.stderr.splitlines()[-1]
+
+
+def test_evaluation_is_one_process():
+    refused = script("caption.sh", "evaluate", "base", "/data", CKPT="/c.pt", PROCS="2")
+    assert refused.returncode == 2 and "evaluate runs in one process" in refused.stderr
+
+
+def ranks(tmp_path, behaviour, **variables):
+    """PROCS=3 of a script whose training is replaced by the shell lines `behaviour`; $rank is known to them."""
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/bash\n[[ $1 != -c ]] || exec {sys.executable} "$@"\nfor rank; do :; done\n{behaviour}\n')
+    stub.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PROCS": "3", "PYTHON": str(stub), "BPE_DIR": "/bpe"}
+    environment |= {"SAVE": str(tmp_path / "save"), **variables}
+    command = ["bash", str(ROOT / "run_scripts" / "caption.sh"), "train", "nano", str(tmp_path)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "last"),
+    [
+        ('echo "rank $rank"', 0, "from scratch"),
+        ('[[ $rank != 1 ]] || { echo "[rank1]: error: bad row"; echo more; exit 5; }; exec sleep 60', 5,
+         "error: rank 1 of 3 failed with exit code 5: bad row (all it printed: {save}.rank1.log); {ended}"),
+        ('[[ $rank = 2 ]] || { echo "error: another rank has ended"; exit 1; }; sleep 0.5; echo "oh"; exit 4', 4,
+         "error: rank 2 of 3 failed with exit code 4: oh (all it printed: {save}.rank2.log); {ended}"),
+        ('[[ $rank = 0 ]] || { echo "error: another rank has ended"; exit 1; }; echo "my fault" >&2; exit 3', 3,
+         "error: rank 0 of 3 failed with exit code 3: see above; {ended}"),
+        ('[[ $rank != 2 ]] || kill -9 $$; exec sleep 60', 137,
+         "error: rank 2 of 3 was killed, as the system does when memory runs out "
+         "(all it printed: {save}.rank2.log); {ended}"),
+    ],
+)  # fmt: skip
+def test_one_rank_that_fails_ends_all_and_is_named(tmp_path, behaviour, code, last):
+    running, start = ranks(tmp_path, behaviour), time.monotonic()
+    printed, said = running.communicate(timeout=30)
+    assert running.returncode == code and time.monotonic() - start < 20, said
+    ended = "the other ranks of this host were ended"
+    assert said.splitlines()[-1].endswith(last.format(save=tmp_path / "save", ended=ended))
+    assert ("rank 0" in printed) == (code == 0)
+    assert (tmp_path / "save.rank1.log").exists() and not (tmp_path / "save.rank0.log").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_all_ranks_and_their_children(tmp_path, number, code):
+    running = ranks(tmp_path, f"sleep 77 & echo $! >>{tmp_path}/children; echo $$ >>{tmp_path}/children; wait")
+    children = tmp_path / "children"
+    while not children.exists() or len(children.read_text().split()) < 6:
+        time.sleep(0.1)
+    running.send_signal(number)
+    running.communicate(timeout=30)
+    assert running.returncode == code
+    for child in children.read_text().split():
+        stat = Path(f"/proc/{child}/stat")
+        assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def processes(world, tmp_path, data, *flags):
+    """PROCS=2 of the real thing on the small world."""
+    environment = {"PATH": os.environ["PATH"], "PROCS": "2", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"BPE_DIR": str(world.root / "bpe"), "SAVE": str(tmp_path / "save")}
+    command = [
+        "bash",
+        str(ROOT / "run_scripts" / "caption.sh"),
+        "train",
+        "nano",
+        str(data),
+        "--num-workers",
+        "0",
+        *flags,
+    ]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_train(world, tmp_path):
+    finished = processes(world, tmp_path, world.root / "caption", "--max-update", "3")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "training on 2 devices" in finished.stdout and "num_updates 3" in finished.stdout
+    state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)
+    assert state["cfg"]["distributed_training"]["distributed_world_size"] == 2
+    assert "rank 1" in (tmp_path / "save.rank1.log").read_text()
+
+
+def test_a_bad_row_on_one_rank_ends_both_with_its_place(world, tmp_path):
+    rows = (world.root / "caption" / "train.tsv").read_text().splitlines(keepends=True)
+    rows[40] = "\t".join(rows[40].split("\t")[:3]) + "\n"
+    (tmp_path / "train.tsv").write_text("".join(rows))
+    finished = processes(world, tmp_path, tmp_path, "--max-epoch", "1", "--disable-validation")
+    assert finished.returncode == 1
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("error: rank ") and last.endswith("the other ranks of this host were ended")
+    told = finished.stderr if "rank 0 of 2" in last else last  # rank 0 prints to the terminal itself
+    assert "train.tsv row 41" in told or "train.tsv:41" in told, finished.stderr
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -131,6 +389,14 @@ def test_mistakes_show_the_usage_and_what_is_wrong(name, arguments, variables, w
     assert f"run_scripts/{name} {{train|evaluate}}" in finished.stderr
 
 
-@pytest.mark.parametrize("name", ["lib.sh", *SCRIPTS])
+@pytest.mark.parametrize("name", ["lib.sh", "slurm.sbatch", *SCRIPTS])
 def test_scripts_parse(name):
     assert subprocess.run(["bash", "-n", str(ROOT / "run_scripts" / name)]).returncode == 0
+
+
+def test_shellcheck_finds_nothing():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is absent; Debian's package of that name has it")
+    files = sorted((ROOT / "run_scripts").iterdir())
+    finished = subprocess.run(["shellcheck", "-x", *map(str, files)], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout
