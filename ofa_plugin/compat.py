@@ -522,6 +522,10 @@ def refuse_unsafe_start(cfg: Any) -> None:
     if (common.fp16 or common.bf16) and cpu and not frugal:
         flag = "--fp16" if common.fp16 else "--bf16"
         raise UserError(f"{flag} needs a GPU; on CPU leave it out, or add --fp16-no-flatten-grads")
+    if cpu and cfg.distributed_training.distributed_world_size > 1 and getattr(cfg.model, "sync_bn", False):
+        raise UserError(
+            "--sync-bn works on GPUs only; leave it out: the ranks' statistics are averaged before use"
+        )
 
 
 def launched_processes() -> int:

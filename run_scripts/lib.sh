@@ -110,7 +110,7 @@ start() { # fills START: from INIT's weights, or from scratch
 
 device() { # fills DEVICE: what every rank is told about where it runs
   DEVICE=(--cpu)
-  ((GPUS == 0)) || DEVICE=(--fp16 --fp16-scale-window 512 --find-unused-parameters --distributed-world-size "$WORLD")
+  ((GPUS == 0)) || DEVICE=(--fp16 --fp16-scale-window 512 --distributed-world-size "$WORLD")
   ((WORLD > 1)) || return 0
   meet
   # Always said, so that stock guesses nothing from what SLURM or torchrun has left in the environment.

@@ -5,7 +5,9 @@
 #   BPE_DIR=      vocabulary for training: the official BPE folder, for nano one made by `ofa train-bpe`
 #   INIT=         checkpoint to fine-tune; without it from scratch
 #   CKPT=         checkpoint to evaluate;  SUBSET=test the split
-#   SAVE= RESULTS=  folders to write;  GPUS=0 forces the CPU;  DRY=1 prints the command
+#   SAVE= RESULTS=  folders to write;  DRY=1 prints the command
+#   GPUS=N        GPUs, 0 forces the CPU;  PROCS=N processes on it;  NODES= NODE_RANK= MASTER= several hosts
+# shellcheck source=run_scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 need_data snli_ve_data
 

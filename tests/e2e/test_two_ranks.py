@@ -72,6 +72,12 @@ def test_with_a_frozen_resnet_two_ranks_are_the_doubled_batch(world, tmp_path, o
     assert 0 < difference(tmp_path / "one", tmp_path / "two", leave) <= 1e-5
 
 
+def test_synchronised_normalisation_is_refused_on_cpu(world, tmp_path):
+    flags = ("train", *world.flags("caption"), *ADAM, *QUIET, "--sync-bn", "--save-dir", tmp_path / "save")
+    for rank in run_ranks(*flags, log=tmp_path / "log"):
+        assert "--sync-bn works on GPUs only; leave it out" in rank.output and rank.code == 1
+
+
 def rows_of(world, folder: Path, count: int) -> Path:
     """A data folder with the first `count` training rows."""
     folder.mkdir()
