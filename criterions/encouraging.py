@@ -10,10 +10,10 @@ from fairseq.criterions import register_criterion
 from torch import Tensor
 
 from ..errors import UserError
+from .distribution import Distribution
 from .label_smoothed_cross_entropy import (
     AdjustLabelSmoothedCrossEntropy,
     AdjustLabelSmoothedCrossEntropyConfig,
-    Distribution,
     check_share,
     smallest,
 )

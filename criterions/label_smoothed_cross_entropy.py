@@ -19,9 +19,7 @@ from omegaconf import II
 from torch import Tensor
 
 from ..errors import UserError
-
-NUM_SPECIALS = 4  # bos, pad, eos, unk: a constraint range always admits them, as in the official criterion
-SLACK = 1e-6  # the official criterion adds it to K - 1 wherever the admissible set is restricted
+from .distribution import Distribution, allowed_scores, free_scores, parse_range, range_scores
 
 
 @dataclass
@@ -43,50 +41,6 @@ class AdjustLabelSmoothedCrossEntropyConfig(FairseqDataclass):
         default=None, metadata={"help": "START,END: only ids START <= id < END and the four specials are admissible"}
     )
     sentence_avg: bool = II("optimization.sentence_avg")
-
-
-@dataclass
-class Distribution:
-    """Log-probabilities of N positions over their admissible tokens: as rows of K, or as M values in segments.
-
-    Attributes:
-        log_probs: float[N, K] or float[M].
-        target: float[N], that of each position's target.
-        spread: float[N], number of admissible tokens less one: what smoothing divides by.
-        rows: int64[M], ascending, the position that a value belongs to; None where `log_probs` has rows.
-    """
-
-    log_probs: Tensor
-    target: Tensor
-    spread: Tensor
-    rows: Optional[Tensor] = None  # noqa: UP045
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Adds values of the shape of `log_probs` up over the admissible tokens: float[N]."""
-        if self.rows is None:
-            return values.sum(dim=1)
-        return values.new_zeros(len(self.target)).index_add(0, self.rows, values)
-
-    def best(self) -> Tensor:
-        """float[N]: the largest log-probability of an admissible token."""
-        log_probs = self.log_probs.detach()
-        if self.rows is None:
-            return log_probs.amax(dim=1)
-        lowest = log_probs.new_full((len(self.target),), -math.inf)
-        return lowest.scatter_reduce(0, self.rows, log_probs, "amax")
-
-    def weighted(self, weight: Tensor) -> Tensor:
-        """`log_probs` times the weight float[N] of their position."""
-        return self.log_probs * (weight.unsqueeze(1) if self.rows is None else weight[self.rows])
-
-    def disagreement(self) -> Tensor:
-        """R-Drop's (KL(p|q) + KL(q|p)) / 2 of position i, p, and position i + N / 2, q: float[N], zeros from N / 2 on.
-
-        Both halves must admit the same tokens.
-        """
-        p, q = self.log_probs.chunk(2)
-        both = 0.5 * (p.exp() - q.exp()) * (p - q)
-        return self.sum(torch.cat([both, torch.zeros_like(both)]))
 
 
 class TokenScores(NamedTuple):
@@ -323,78 +277,6 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         return True
 
 
-def free_scores(logits: Tensor, targets: Tensor, positions: Tensor) -> Distribution:
-    """Scores over the whole vocabulary; only the N rows at `positions` are normalised."""
-    return dense_scores(logits.flatten(0, 1)[positions], targets, slack=0.0)
-
-
-def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int, end: int) -> Distribution:
-    """Scores over the specials and the ids start <= id < end.
-
-    Raises:
-        UserError: a target lies outside.
-    """
-    outside = targets[(targets >= NUM_SPECIALS) & ((targets < start) | (targets >= end))]
-    if outside.numel():
-        raise UserError(
-            f"target token {int(outside[0])} is outside --constraint-range {start},{end}; "
-            "widen the range, or check that the data belong to this vocabulary"
-        )
-    rows = logits.flatten(0, 1)[positions]
-    rows = torch.cat([rows[:, :NUM_SPECIALS], rows[:, start:end]], dim=1)
-    columns = torch.where(targets < NUM_SPECIALS, targets, targets - start + NUM_SPECIALS)
-    return dense_scores(rows, columns, slack=SLACK)
-
-
-def dense_scores(rows: Tensor, targets: Tensor, slack: float) -> Distribution:
-    """Scores of float[N, K] logits of which every column is admissible; `targets` int64[N] are columns."""
-    log_probs = torch.log_softmax(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
-    return Distribution(
-        log_probs,
-        target=log_probs.gather(1, targets.unsqueeze(1)).squeeze(1),
-        spread=log_probs.new_full((len(rows),), rows.size(1) - 1 + slack),
-    )
-
-
-def allowed_scores(logits: Tensor, targets: Tensor, positions: Tensor, owners: Tensor, tokens: Tensor) -> Distribution:
-    """Scores over an own set of tokens at each position, by a softmax over segments of one flat list.
-
-    Args:
-        logits: float[B, T, V].
-        targets: int64[N], the target at each scored position.
-        positions: int64[N], ascending, indices of these positions among the B*T.
-        owners: int64[M], for each admissible token the position (0 .. B*T - 1) that it belongs to.
-        tokens: int64[M], the admissible tokens, distinct within a position.
-
-    Raises:
-        UserError: a target is not among its position's tokens.
-    """
-    row_of = torch.full((logits.size(0) * logits.size(1),), -1, device=logits.device)
-    row_of[positions] = torch.arange(len(positions), device=logits.device)
-    kept = row_of[owners] >= 0
-    rows, owners, tokens = row_of[owners][kept], owners[kept], tokens[kept]
-
-    hit = tokens == targets[rows]
-    found = torch.zeros(len(targets), dtype=torch.bool, device=logits.device)
-    found[rows[hit]] = True
-    if not bool(found.all()):
-        missed = int((~found).nonzero()[0])
-        sentence, step = divmod(int(positions[missed]), logits.size(1))
-        raise UserError(
-            f"target token {int(targets[missed])} at position {step} of batch row {sentence} continues no answer of "
-            "the closed set; add the answer to --ans2label-file, or leave the row out"
-        )
-
-    values = logits.flatten().gather(0, owners * logits.size(2) + tokens)
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    peak = values.new_full((len(targets),), -math.inf).scatter_reduce(0, rows, values.detach(), "amax")
-    mass = values.new_zeros(len(targets)).index_add(0, rows, (values - peak[rows]).exp())
-    log_probs = values - (peak + mass.log())[rows]  # one admissible token: exactly 0
-    target = log_probs.new_zeros(len(targets)).index_add(0, rows[hit], log_probs[hit])
-    count = torch.bincount(rows, minlength=len(targets))
-    return Distribution(log_probs, target, spread=(count - 1 + SLACK).to(log_probs), rows=rows)
-
-
 def smallest(losses: Tensor, drop: float, update_num: int, after: int, paired: bool) -> Tensor | None:
     """int64[K]: the share 1 - `drop` of N tokens with the smallest loss, in its order; None: all, or not yet.
 
@@ -428,20 +310,3 @@ def check_share(flag: str, value: float) -> None:
     """Raises UserError unless 0 <= value < 1."""
     if not 0 <= value < 1:
         raise UserError(f"{flag} {value}: must be at least 0 and less than 1")
-
-
-def parse_range(text: str, vocabulary: int) -> tuple[int, int]:
-    """`"369,469"` to (369, 469).
-
-    Raises:
-        UserError: not two integers in order between the specials and the end of the vocabulary.
-    """
-    try:
-        start, end = (int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--constraint-range {text!r}: expected START,END, two token ids") from None
-    if not NUM_SPECIALS <= start < end <= vocabulary:
-        raise UserError(
-            f"--constraint-range {text}: expected {NUM_SPECIALS} <= START < END <= {vocabulary}, the vocabulary's size"
-        )
-    return start, end

@@ -29,7 +29,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from torch._utils import ExceptionWrapper
 
 import ofa_plugin
-from ofa_plugin import compat
+from ofa_plugin import compat, launch
 from ofa_plugin.errors import BadRow, UserError
 from tests.helpers.stock import ROOT, ok, run
 
@@ -424,7 +424,7 @@ def test_flags_that_lose_something_are_refused_before_anything_is_written(toy, t
 
 @pytest.mark.parametrize("flags", [("--fp16", "--fp16-no-flatten-grads"), ("--memory-efficient-fp16",)])
 def test_half_precision_that_works_on_cpu_is_let_through(tmp_path, flags):
-    compat.refuse_unsafe_start(training_cfg(tmp_path, "--cpu", *flags))
+    launch.refuse_unsafe_start(training_cfg(tmp_path, "--cpu", *flags))
 
 
 def test_bf16_is_not_taken_for_a_tpu(toy, tmp_path):
@@ -438,7 +438,7 @@ def test_cpu_beside_several_gpus_means_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for flags, processes in ((("--cpu",), 1), ((), 2), (("--cpu", "--distributed-init-method", "tcp://a:1"), 2)):
         cfg = training_cfg(tmp_path, "--distributed-world-size", 2, *flags)
-        compat.one_process_on_cpu(cfg)
+        launch.one_process_on_cpu(cfg)
         assert cfg.distributed_training.distributed_world_size == processes
 
 
@@ -446,13 +446,13 @@ def test_torchrun_without_a_world_size_is_refused(tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"WORLD_SIZE=2.*--distributed-world-size"):
-        compat.refuse_idle_launch(training_cfg(tmp_path, "--cpu", "--distributed-world-size", 1))
+        launch.refuse_idle_launch(training_cfg(tmp_path, "--cpu", "--distributed-world-size", 1))
 
 
 def test_the_refusal_names_the_flags_that_are_missing(tmp_path):
     cfg = training_cfg(tmp_path, "--cpu", "--distributed-world-size", 2, "--distributed-no-spawn")
     with pytest.raises(UserError) as refused:
-        compat.refuse_idle_launch(cfg)
+        launch.refuse_idle_launch(cfg)
     advice = str(refused.value).partition("add ")[2].partition(". ")[0]
     assert advice.split() == [
         *("--distributed-init-method", "tcp://localhost:PORT", "--distributed-backend", "gloo"),

@@ -17,7 +17,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 import ofa_plugin
-from ofa_plugin import compat
+from ofa_plugin import compat, launch
 from ofa_plugin.errors import UserError
 from tests.helpers.stock import ROOT, ok, start
 
@@ -41,7 +41,7 @@ def refusal(*flags: object, without_cpu: bool = False) -> str | None:
     words = ("data", "--arch", "transformer", *(() if without_cpu else ("--cpu",)), *map(str, flags))
     args = options.parse_args_and_arch(options.get_training_parser(), list(words))
     try:
-        compat.refuse_idle_launch(convert_namespace_to_omegaconf(args))
+        launch.refuse_idle_launch(convert_namespace_to_omegaconf(args))
     except UserError as error:
         return str(error)
     return None
@@ -53,9 +53,9 @@ def ranks(tmp_path, monkeypatch):
     running = []
     port = free_port()
 
-    def launch(rank: int, *flags: object, without: str = ""):
+    def started(rank: int, *flags: object, without: str = ""):
         monkeypatch.setenv("WITHOUT", without)
-        words = compat.CPU_LAUNCH.replace("PORT", str(port)).split()
+        words = launch.CPU_LAUNCH.replace("PORT", str(port)).split()
         values = {"N": "2", "R": str(rank)}
         running.append(
             start(
@@ -72,7 +72,7 @@ def ranks(tmp_path, monkeypatch):
         )
         return running[-1]
 
-    yield launch
+    yield started
     for one in running:
         try:
             os.kill(one.child, signal.SIGKILL)
@@ -92,7 +92,7 @@ def until(log: Path, words: str, seconds: float = 60) -> None:
 
 
 def test_the_flags_that_the_refusal_names_start_two_ranks(ranks, tmp_path):
-    assert compat.CPU_LAUNCH in refusal("--distributed-world-size", 2)
+    assert launch.CPU_LAUNCH in refusal("--distributed-world-size", 2)
     both = [ranks(rank, "--max-update", 2) for rank in (0, 1)]
     assert "training on 2 devices" in ok(both[0].wait()).output
     ok(both[1].wait())
@@ -101,10 +101,10 @@ def test_the_flags_that_the_refusal_names_start_two_ranks(ranks, tmp_path):
 def test_the_torchrun_command_that_the_refusal_names_starts_two_ranks(tmp_path, monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
-    assert compat.TORCHRUN_LAUNCH in refusal()
+    assert launch.TORCHRUN_LAUNCH in refusal()
     monkeypatch.undo()
     given = shlex.join((*FLAGS, "--max-update", "2", "--save-dir", str(tmp_path / "save")))
-    command = compat.TORCHRUN_LAUNCH.replace("N --no", "2 --no").replace("fairseq-train ...", f"fairseq-train {given}")
+    command = launch.TORCHRUN_LAUNCH.replace("N --no", "2 --no").replace("fairseq-train ...", f"fairseq-train {given}")
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(ROOT)  # of the toy's

@@ -18,7 +18,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 
 import ofa_plugin
-from ofa_plugin import compat
+from ofa_plugin.launch import refuse_idle_launch
 from tests.helpers.stock import ROOT, USER_DIR
 
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "lib.sh")
@@ -154,7 +154,7 @@ def test_processes_on_cpu_are_a_command_for_each_rank(name):
     assert [args.distributed_rank for args in commands] == [0, 1]
     assert len({args.distributed_init_method for args in commands}) == 1
     for args in commands:
-        compat.refuse_idle_launch(args.cfg)
+        refuse_idle_launch(args.cfg)
         assert args.cpu and args.distributed_world_size == 2 and int(args.environment["OMP_NUM_THREADS"]) >= 1
 
 

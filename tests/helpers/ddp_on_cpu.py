@@ -7,7 +7,7 @@ from typing import Any
 from fairseq.models import distributed_fairseq_model
 from torch.nn.parallel import DistributedDataParallel
 
-from ofa_plugin import compat
+from ofa_plugin import launch
 
 
 def on_cpu(**options: Any) -> DistributedDataParallel:
@@ -15,4 +15,4 @@ def on_cpu(**options: Any) -> DistributedDataParallel:
 
 
 distributed_fairseq_model.DistributedDataParallel = on_cpu
-compat.refuse_idle_launch = lambda cfg: None  # which says that pytorch_ddp needs a GPU
+launch.refuse_idle_launch = lambda cfg: None  # which says that pytorch_ddp needs a GPU
