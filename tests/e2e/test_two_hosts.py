@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.helpers.stock import ROOT
 
 pytestmark = pytest.mark.slow
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+NO_NAME_SERVER = {"RES_OPTIONS": "timeout:1 attempts:1"}  # none can be reached from the namespaces: do not wait for it
 FLAGS = ("--max-update", "6", "--batch-size", "8", "--dropout", "0", "--num-workers", "0", "--disable-validation")
 
 
@@ -54,7 +56,7 @@ def hosts() -> Iterator[tuple[str, str]]:
 def start(world: World, save: Path, *flags: str, host: str | None = None, **variables: str) -> subprocess.Popen:
     """`run_scripts/caption.sh train nano`, on a host or here."""
     environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    environment |= {"BPE_DIR": str(world.root / "bpe"), "SAVE": str(save), **variables}
+    environment |= {"BPE_DIR": str(world.root / "bpe"), "SAVE": str(save), **NO_NAME_SERVER, **variables}
     command = ["bash", str(ROOT / "run_scripts" / "caption.sh"), "train", "nano", str(world.root / "caption"), *flags]
     return subprocess.Popen(
         [*(("ip", "netns", "exec", host) if host else ()), *command],
@@ -94,12 +96,21 @@ def test_without_the_interface_gloo_offers_the_other_host_its_own_loopback(world
     running = []
     for rank, host in enumerate(hosts):
         node = {"PROCS": "1", "NODES": "2", "NODE_RANK": str(rank), "MASTER": ADDRESSES[0], "DRY": "1"}
-        [printed] = finish(start(world, tmp_path / "save", *FLAGS, "--heartbeat-timeout", "30", host=host, **node))
+        [printed] = finish(start(world, tmp_path / "save", *FLAGS, "--heartbeat-timeout", "8", host=host, **node))
         assert f"GLOO_SOCKET_IFNAME=host{rank} " in printed
         bare = printed.replace(f"GLOO_SOCKET_IFNAME=host{rank} ", "")
-        command = ["ip", "netns", "exec", host, "bash", "-c", bare]
-        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        running.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", host, "bash", "-c", bare],
+                env={**os.environ, **NO_NAME_SERVER},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     errors = [one.communicate(timeout=200)[1] for one in running]
     assert all(one.returncode for one in running)
-    assert "error: another rank offers 127.0.0.1" in errors[1] and "set GLOO_SOCKET_IFNAME" in errors[1], errors[1]
-    assert "error: another rank " in errors[0], errors[0]
+    for said in errors:  # gloo names the address or not, depending on whether it is refused there or waits for itself
+        assert re.search(r"error: another rank (offers 127.0.0.1|cannot be reached).* set GLOO_SOCKET_IFNAME", said), (
+            said
+        )
