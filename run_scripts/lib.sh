@@ -243,7 +243,7 @@ blame() { # says which rank was the reason, and exits with its code; one that on
   local first=$((NODE_RANK * PROCS)) ranks=("${!failed[@]}") guilty rank said code
   guilty=${ranks[0]}
   for rank in "${ranks[@]}"; do
-    if ((rank != first)) && { ((failed[rank] == 137)) || [[ $(reason "$rank") != *"another rank "* ]]; }; then
+    if [[ $rank != "$first" && $(reason "$rank") != *"another rank "* ]]; then
       guilty=$rank
       break
     fi
