@@ -8,7 +8,6 @@ afterwards and ranks answers differently.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ class ConstrainedEnsemble(EnsembleModel):
     def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1, bos: int = 0, eos: int = 2):
         super().__init__([MaskedModel(model) for model in models])
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
-        self.limits = (0, sys.maxsize)  # least and most tokens of an answer behind a prompt, eos not counted
+        self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
         self.end = torch.tensor([] if trie is None else [trie.eos], dtype=torch.int64)
 
@@ -100,10 +99,11 @@ class ConstrainedEnsemble(EnsembleModel):
             model.mask = mask
         try:
             log_probs, attention = super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
-            answered = tokens.size(1) - 1 - rows["prompt_length"][0]  # [R]
-            log_probs[answered < self.limits[0], self.eos] = -math.inf
-            full = answered >= self.limits[1]
-            log_probs[full, : self.eos] = log_probs[full, self.eos + 1 :] = -math.inf
+            if self.limits is not None:
+                answered = tokens.size(1) - 1 - rows["prompt_length"][0]  # [R]
+                log_probs[answered < self.limits[0], self.eos] = -math.inf
+                full = answered >= self.limits[1]
+                log_probs[full, : self.eos] = log_probs[full, self.eos + 1 :] = -math.inf
             return log_probs, attention
         except BadRows as error:
             sentences = sorted(set(rows["sentence"][0][error.bad].tolist()))
@@ -244,7 +244,7 @@ class ConstrainedGenerator(SequenceGenerator):
             beams = self.generate(models, sample, prefix_tokens=stand_in, bos_token=bos_token)
         finally:
             self.min_len, self.max_len_b = least, more
-            self.model.limits = 0, sys.maxsize
+            self.model.limits = None
         for beam, length in zip(beams, lengths, strict=True):
             for hypothesis in beam:
                 hypothesis["tokens"] = hypothesis["tokens"][length:]
