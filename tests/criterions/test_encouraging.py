@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ofa_plugin.criterions import AdjustLabelSmoothedEncouragingLoss, AdjustLabelSmoothedEncouragingLossConfig
 from ofa_plugin.criterions.encouraging import bonus
 from ofa_plugin.errors import UserError
-from tests.criterions.test_label_smoothed_cross_entropy import EOS, PAD, V, batch
+from tests.criterions.test_label_smoothed_cross_entropy import V, batch
+from tests.criterions.test_label_smoothed_cross_entropy import build as of_kind
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "criterion.json").read_text())["encouraging"]
 RIGHT = [case for case in GOLDEN["cases"] if case["name"] != "el_drop_best"]  # officially without effect
 
 
-def build(**options) -> AdjustLabelSmoothedEncouragingLoss:
-    dictionary = type("D", (), {"pad": lambda s: PAD, "eos": lambda s: EOS, "__len__": lambda s: V})()
-    cfg = AdjustLabelSmoothedEncouragingLossConfig(sentence_avg=False)
-    for name, value in {"label_smoothing": 0.1, **options}.items():
-        setattr(cfg, name, value)
-    return AdjustLabelSmoothedEncouragingLoss(cfg, SimpleNamespace(target_dictionary=dictionary))
+build = functools.partial(of_kind, "AdjustLabelSmoothedEncouragingLoss")
 
 
 @pytest.mark.parity

@@ -14,8 +14,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from torch import nn
 
-from ofa_plugin.criterions import AdjustLabelSmoothedCrossEntropy, AdjustLabelSmoothedCrossEntropyConfig
-from ofa_plugin.criterions.label_smoothed_cross_entropy import doubled
+from ofa_plugin import criterions
+from ofa_plugin.criterions.label_smoothed_cross_entropy import AdjustLabelSmoothedCrossEntropy, doubled
 from ofa_plugin.errors import UserError
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "criterion.json").read_text())
@@ -49,12 +49,12 @@ class Given(nn.Module):
         return self.logits.repeat(times, 1, 1), {"attn": None}
 
 
-def build(**options) -> AdjustLabelSmoothedCrossEntropy:
+def build(kind: str = "AdjustLabelSmoothedCrossEntropy", **options) -> AdjustLabelSmoothedCrossEntropy:
     dictionary = type("D", (), {"pad": lambda s: PAD, "eos": lambda s: EOS, "__len__": lambda s: V})()
-    cfg = AdjustLabelSmoothedCrossEntropyConfig(sentence_avg=False)
+    cfg = getattr(criterions, f"{kind}Config")(sentence_avg=False)
     for name, value in {"label_smoothing": 0.1, **options}.items():
         setattr(cfg, name, value)
-    return AdjustLabelSmoothedCrossEntropy(cfg, SimpleNamespace(target_dictionary=dictionary))
+    return getattr(criterions, kind)(cfg, SimpleNamespace(target_dictionary=dictionary))
 
 
 def batch(target=None, **extra) -> dict:
