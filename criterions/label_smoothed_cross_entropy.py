@@ -158,10 +158,10 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         positions = self.scored_positions(target)
         confidence = sample.get("conf")
         if confidence is None:
-            weight = logits.new_ones(len(positions), dtype=torch.promote_types(logits.dtype, torch.float32))
+            weight = torch.ones_like(positions)
         else:
             weight = confidence[positions.div(target.size(1), rounding_mode="floor")]
-            weight = weight.to(torch.promote_types(logits.dtype, torch.float32))
+        weight = weight.to(torch.promote_types(logits.dtype, torch.float32))
         scores = self.score_tokens(logits, target, positions, weight, sample)
 
         spread_share = self.cfg.label_smoothing / scores.spread.clamp(min=1)
@@ -224,7 +224,7 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
 
     def distributions(
         self, logits: Tensor, targets: Tensor, positions: Tensor, sample: dict[str, Any]
-    ) -> list[tuple[Tensor | slice, Distribution]]:
+    ) -> list[tuple[Tensor, Distribution]]:
         """The positions in groups that are constrained alike, each with its indices among the N."""
         every = torch.arange(len(positions), device=positions.device)
         if sample.get("allowed_tokens") is not None:

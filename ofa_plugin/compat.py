@@ -318,7 +318,7 @@ def _keep_averages_right() -> None:
         averages = self.fp32_params if self.config.ema_fp32 else self.model.state_dict()
         ema.step(averages, new_model, self.decay)
         if self.config.ema_fp32:
-            self.model.load_state_dict(averages)
+            ema.copy(averages, self.model)
 
     def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         with _reading_for(functools.partial(ema.for_training, self.cfg)):

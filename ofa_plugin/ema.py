@@ -88,3 +88,11 @@ def step(averages: Mapping[str, Tensor], model: nn.Module, decay: float) -> None
             average.copy_(value)
         else:
             average.lerp_(value.to(average.dtype), 1 - decay)
+
+
+@torch.no_grad()
+def copy(averages: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Copies 32-bit averages to the averaged model, after every update: what shares its memory is there already."""
+    for name, value in model.state_dict().items():
+        if value.data_ptr() != averages[name].data_ptr():
+            value.copy_(averages[name])

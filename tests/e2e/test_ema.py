@@ -86,6 +86,21 @@ def test_an_average_of_16_bit_weights_moves_in_32_bits(dtype):
     assert 1.00009 < average.fp32_params["weight"].mean() < 1.00011
 
 
+@pytest.mark.parametrize(
+    ("flag", "dtype"), [("--memory-efficient-bf16", torch.bfloat16), ("--memory-efficient-fp16", torch.float16)]
+)
+def test_training_in_16_bits_keeps_the_average_in_32(world, tmp_path, flag, dtype):
+    """Field case 43, as a run: --ema-fp32 is on by itself, and the 16-bit average is the 32-bit one, rounded."""
+    flags = (*world.flags("caption"), *TRAIN, "--store-ema", "--ema-decay", 0.9999, flag, "--max-epoch", 1)
+    output = ok(run("train", *flags, "--disable-validation", "--save-dir", tmp_path / "save", log=tmp_path / "log"))
+    assert "--ema-fp32 is on" in output.output
+    extra = state_of(tmp_path / "save")["extra_state"]
+    average, exact = (extra[kind]["decoder.layers.0.fc1.weight"] for kind in ("ema", "ema_fp32_params"))
+    rounded = exact.to(dtype).float()
+    assert torch.equal(average.float(), rounded)  # fairseq saves 16-bit weights in 32 bits
+    assert not torch.equal(exact, rounded)  # it has moved by less than 16 bits can show
+
+
 TRAIN = ("--batch-size", 16, "--num-workers", 0, "--lr-scheduler", "fixed")
 EMA = ("--store-ema", "--ema-decay", "0.5")
 
