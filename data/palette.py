@@ -1,8 +1,8 @@
 """A documented stand-in for the image tokenizer: one code for the mean colour of each cell of 8 x 8 pixels.
 
 The 256 codes are the corners of a fixed grid in RGB: 8 levels of red, 8 of green, 4 of blue. It needs no weights, is
-the same everywhere, and decodes to a mosaic; what OFA's released checkpoints were trained on are codes of a VQGAN, which
-these do not stand for.
+the same everywhere, and decodes to a mosaic; what OFA's released checkpoints were trained on are codes of a VQGAN,
+which these do not stand for.
 """
 
 from __future__ import annotations
