@@ -69,11 +69,31 @@ class Builder:
         except ImageProblem as problem:
             raise self.bad(index, column, problem.reason, problem.remedy) from None
 
-    def source(self, text: str) -> Tensor:
-        """int64[S]: bos, the instruction's ids, eos."""
+    def placeholder(self, index: int, bad: BadRow) -> Example:
+        """What stands in a batch for a bad row that is to be reported: nothing to learn from, nothing to score."""
         codec = self.codec
-        return torch.cat([torch.tensor([codec.bos]), codec.encode(text), torch.tensor([codec.eos])])
+        try:
+            uniq_id = getattr(self.store[index], "id", None)
+        except BadRow:
+            uniq_id = None
+        uniq_id = str(self.store.line(index)) if uniq_id is None else uniq_id
+        nothing = {"source": self.source(), "target": torch.tensor([codec.pad]), "image": self.blank()}
+        return self.example(index, uniq_id, error=str(bad), **nothing)
 
-    def target(self, text: str, max_tokens: int | None = None) -> Tensor:
-        """int64[T]: the ids of `text`, at most `max_tokens`, then eos."""
-        return torch.cat([self.codec.encode(text, max_tokens), torch.tensor([self.codec.eos])])
+    def blank(self) -> Tensor | None:
+        """A picture of the size that the batch has; None for a task without images."""
+        if self.pictures is None:
+            return None
+        return torch.zeros(3, self.pictures.patch.size, self.pictures.patch.size, dtype=torch.uint8)
+
+    def source(self, *pieces: str | Tensor) -> Tensor:
+        """int64[S]: bos, the ids of the pieces (texts, and ids as they are: box or image tokens), eos."""
+        return torch.cat([torch.tensor([self.codec.bos]), *map(self._ids, pieces), torch.tensor([self.codec.eos])])
+
+    def target(self, *pieces: str | Tensor, max_tokens: int | None = None) -> Tensor:
+        """int64[T]: the ids of the pieces, at most `max_tokens`, then eos."""
+        ids = torch.cat([torch.tensor([], dtype=torch.int64), *map(self._ids, pieces)])[:max_tokens]
+        return torch.cat([ids, torch.tensor([self.codec.eos])])
+
+    def _ids(self, piece: str | Tensor) -> Tensor:
+        return self.codec.encode(piece) if isinstance(piece, str) else piece
