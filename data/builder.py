@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import BadRow
@@ -61,6 +62,13 @@ class Builder:
     def example(self, index: int, uniq_id: str, **parts: Any) -> Example:
         """An `Example` of row `index`; `parts` are the rest of its fields."""
         return Example(row=index, uniq_id=uniq_id, place=f"{self.store.path}:{self.store.line(index)}", **parts)
+
+    def picture(self, index: int, cell: str, column: str = "image") -> Image.Image:
+        """The picture of a cell as it is stored, RGB; one that cannot be read is a `BadRow`."""
+        try:
+            return self.pictures.reader(cell)
+        except ImageProblem as problem:
+            raise self.bad(index, column, problem.reason, problem.remedy) from None
 
     def image(self, index: int, cell: str, column: str = "image") -> Tensor:
         """The picture of a cell as uint8[3, S, S]; a picture that cannot be read is a `BadRow`."""

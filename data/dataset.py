@@ -180,11 +180,11 @@ class OFADataset(FairseqDataset):
                 start, longest = position, int(self._lengths[index])
         batches.append(indices[start:])
         if self.shuffle:
-            _split_to_multiple(batches, self.num_shards)
+            split_to_multiple(batches, self.num_shards)
         return batches
 
 
-def _split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
+def split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
     """Halves the largest batches until their number is a multiple, as far as batches of two rows allow."""
     while len(batches) % multiple:
         largest = max(range(len(batches)), key=lambda number: len(batches[number]))

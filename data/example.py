@@ -28,6 +28,9 @@ class Example:
         confidence: weight of the example's loss.
         kind: which of its task's kinds of example it is, where the task has several.
         writes_codes: whether the target is image codes, which the decoder gives positions on a grid.
+        unscored: how many positions the target begins with that have no loss; its eos always has.
+        hole: side in pixels of the square in the middle of the picture that the model must not see.
+        notes: what was put right on the way, in words.
         scale: pixels of `image` for each pixel of the stored picture, along x and y.
         error: why the row could not be used, where bad rows are reported in their place; else None.
         counts: what was put right on the way, e.g. {"clamped_boxes": 1}; the log adds these up.
@@ -46,6 +49,9 @@ class Example:
     confidence: float = 1.0
     kind: str = ""
     writes_codes: bool = False
+    unscored: int = 0
+    hole: int = 0
+    notes: tuple[str, ...] = ()
     scale: tuple[float, float] = (1.0, 1.0)
     error: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -83,11 +89,15 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         int64[B, T] (pad within the prompt), `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B],
         `id` int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
         (the ids allowed at each position, row after row; a count of 0 leaves the position free), the lists `uniq_ids`,
-        `places`, `references`, `reference_tokens`, `scales` and `errors`, and `counts`, summed over the examples.
+        `places`, `references`, `reference_tokens`, `scales`, `errors` and `notes`, and `counts`, added up.
     """
     prompts = [torch.tensor([bos]) if example.prompt is None else example.prompt for example in examples]
     pairs = list(zip([example.target for example in examples], prompts, strict=True))
     target = pad_right([pad_left(target, len(prompt) - 1, pad) for target, prompt in pairs], pad)  # [B, T]
+    for row, example in enumerate(examples):
+        if example.unscored:
+            start = len(prompts[row]) - 1
+            target[row, start : start + min(example.unscored, len(example.target) - 1)] = pad
     previous = pad_right([torch.cat([prompt, target[:-1]]) for target, prompt in pairs], pad)  # [B, T]
     net_input = {
         "src_tokens": pad_right([example.source for example in examples], pad),
@@ -96,6 +106,10 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
     }
     if examples[0].image is not None:
         net_input["patch_images"] = normalise(torch.stack([example.image for example in examples]), imagenet_mean)
+        for row, example in enumerate(examples):
+            if example.hole:  # the mean colour, which no uint8 is
+                top, left = ((side - example.hole) // 2 for side in example.image.shape[1:])
+                net_input["patch_images"][row, :, top : top + example.hole, left : left + example.hole] = 0
         net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
     if examples[0].writes_codes:
         net_input["code_masks"] = torch.ones(len(examples), dtype=torch.bool)
@@ -115,6 +129,7 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         "references": [example.reference for example in examples],
         "errors": [example.error for example in examples],
         "scales": [example.scale for example in examples],
+        "notes": [note for example in examples for note in example.notes],
         "counts": dict(sum((Counter(example.counts) for example in examples), Counter())),
         "reference_tokens": [
             example.target if example.reference_tokens is None else example.reference_tokens for example in examples

@@ -9,11 +9,12 @@ import functools
 import json
 import logging
 import math
+import time
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, List, Optional  # noqa: UP035  fairseq's parser reads these forms only
 
 import torch
 from fairseq import checkpoint_utils, metrics, utils
@@ -33,7 +34,12 @@ from ..data.files import DataFiles
 from ..data.image import PictureLoader
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import UserError
-from ..models.generation.constraints import ConstrainedGenerator, NonFiniteLogits, build_ensemble
+from ..models.generation.constraints import (
+    ConstrainedEnsemble,
+    ConstrainedGenerator,
+    NonFiniteLogits,
+    build_ensemble,
+)
 from ..models.generation.trie import Trie
 from .evaluation import Evaluation, offer_scoring, typed_id
 from .interactive import Interactive
@@ -113,11 +119,15 @@ class OFATaskConfig(FairseqDataclass):
     gen_subset: str = II("dataset.gen_subset")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    max_update: int = II("optimization.max_update")
+    max_epoch: int = II("optimization.max_epoch")
+    update_freq: List[int] = II("optimization.update_freq")  # noqa: UP006
     store_ema: bool = II("ema.store_ema")
 
 
 OWN_TO_A_RUN = {
     *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
+    *("max_update", "max_epoch", "update_freq"),
     *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
     *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
@@ -132,6 +142,7 @@ DEFAULTS = {
     "autocast": "none",
 }
 BAD_ROWS = ("stop", "report")
+MOST_NOTES = 20  # of what was put right in the data, in words
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -166,6 +177,8 @@ class OFATask(Interactive, FairseqTask):
     metric: ClassVar[type[Metric]]
     more_metrics: ClassVar[tuple[type[Metric], ...]] = ()
     evaluation_defaults: ClassVar[dict[str, Any]] = {}  # official generation settings of this task
+    defaults: ClassVar[dict[str, Any]] = {}  # of its own options, as `DEFAULTS`
+    own_to_a_run: ClassVar[tuple[str, ...]] = ()  # those of its options that a checkpoint does not pass on
     counted: ClassVar[tuple[str, ...]] = ()  # the names under which its examples count what was put right in them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -202,6 +215,8 @@ class OFATask(Interactive, FairseqTask):
         # by subset, since CIDEr depends on its references, then by kind
         self.metrics: dict[str, dict[str, tuple[Metric, ...]]] = {}
         self._ledger: Ledger | None = None
+        self._noted: set[str] = set()
+        self._pace: tuple[int, float, int, float] | None = None  # update and time of the latest step, and of the first
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
@@ -216,10 +231,14 @@ class OFATask(Interactive, FairseqTask):
         What was decided is written back into the run's configuration, so that its checkpoints remember it.
         """
         saved = saved_task_config(cfg.path) if cfg.path else {}
+        defaults = {**DEFAULTS, **cls.defaults}
         for name in cfg:
-            if name not in OWN_TO_A_RUN and (cfg[name] is None or cfg[name] is False):  # a switch is only switched on
+            if name in OWN_TO_A_RUN or name in cls.own_to_a_run:
+                if cfg[name] is None:
+                    cfg[name] = defaults.get(name)
+            elif cfg[name] is None or cfg[name] is False:  # a switch is only switched on
                 value = saved.get(name)
-                cfg[name] = DEFAULTS.get(name, cfg[name]) if value is None else value
+                cfg[name] = defaults.get(name, cfg[name]) if value is None else value
         task = cls(cfg)
         whole = cfg._get_parent()
         if whole is not None and "task" in whole:
@@ -389,6 +408,7 @@ class OFATask(Interactive, FairseqTask):
         """Stock's step; the criterion is told the update number, as officially. A dummy batch counts for nothing."""
         raise_bad_rows(sample)
         counts = self._counts(sample)
+        self._pace = (update_num, time.monotonic(), *(self._pace or (update_num, time.monotonic()))[-2:])
 
         def loss_of(model: nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
             with self.autocast(model):  # not around the backward pass, which follows the forward's types by itself
@@ -430,6 +450,11 @@ class OFATask(Interactive, FairseqTask):
         bad = [row for part in parts for row in part.get("bad_rows", ())]
         if self._ledger is not None:
             bad = self._ledger.note(bad)
+        for note in (note for part in parts for note in part.get("notes", ())):
+            if len(self._noted) < MOST_NOTES and note not in self._noted:
+                self._noted.add(note)
+                last = len(self._noted) == MOST_NOTES
+                logger.warning("%s%s", note, "; further ones are only counted" if last else "")
         counts = {name: sum(part.get("counts", {}).get(name, 0) for part in parts) for name in self.counted}
         return {f"n_{name}": float(number) for name, number in {"bad_rows": len(bad), **counts}.items()}
 
@@ -454,9 +479,12 @@ class OFATask(Interactive, FairseqTask):
         while hasattr(model, "module"):  # out of fairseq's wrapper, and of the data-parallel one inside it
             model = model.module
         if self._validation is None or self._validation[0] is not model:
-            self._validation = model, self._make_generator([model], self.generation_settings())
+            self._validation = model, self._make_validator(model)
         hypotheses = self._generate(self._validation[1], [model], sample)
         return self._tallied(sample, hypotheses)
+
+    def _make_validator(self, model: nn.Module) -> Any:
+        return self._make_generator([model])
 
     def _tallied(self, sample: dict[str, Any], hypotheses: list[list[dict[str, Any]]]) -> Tally:
         tally = Tally(self.metrics[sample["split"]])
@@ -471,6 +499,8 @@ class OFATask(Interactive, FairseqTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
         """Adds up the ranks' sums, and derives each metric from its own."""
         super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            self._log_eta()
         for name in ("bad_rows", *self.counted):
             count = sum(float(log.get(f"n_{name}", 0)) for log in logging_outputs)
             if count:  # the same on every rank: these are sums over all of them
@@ -485,6 +515,14 @@ class OFATask(Interactive, FairseqTask):
         if not criterion.training and hasattr(checkpoint_utils.save_checkpoint, "best"):
             self._check_best_metric(metrics.get_active_aggregators()[-1])  # of a resumed run stock asks before us
 
+    def _log_eta(self) -> None:
+        """Logs the minutes until the last update, at the pace since this process's first."""
+        update, now, first, start = self._pace
+        total = optim.updates_of_run(self.cfg.max_update, self.cfg.max_epoch, self.cfg.update_freq)
+        if total is not None and update > first:
+            left = (total - update) * (now - start) / (update - first)
+            metrics.log_scalar("eta_min", max(left, 0) / 60, weight=0, round=1)
+
     def post_validate(self, model: nn.Module, stats: dict[str, Any], agg: Any) -> None:
         """fairseq's hook between a validation and the choice of the best checkpoint."""
         self._check_best_metric(stats)
@@ -498,20 +536,25 @@ class OFATask(Interactive, FairseqTask):
 
     # ---------------------------------------------------------------------------------------------- generation
 
-    def generation_settings(self, given: Any = None) -> GenerationConfig:
+    def generation_settings(self, given: Any = None, kind: str = "") -> GenerationConfig:
         """Stock's defaults, overridden by the task's, by `--eval-args`, and by what `given` says otherwise.
 
         Args:
             given: stock's `cfg.generation`; a field that differs from stock's own default was asked for.
+            kind: of the examples to generate for.
         """
         settings = GenerationConfig()
-        for name, value in {**self.evaluation_defaults, **self._eval_args()}.items():
+        for name, value in {**self.defaults_of(kind), **self._eval_args()}.items():
             setattr(settings, name, value)
         for item in fields(GenerationConfig):
             value = getattr(given, item.name, None)
             if given is not None and value is not None and value != item.default and item.name != "_name":
                 setattr(settings, item.name, value)
         return settings
+
+    def defaults_of(self, kind: str) -> dict[str, Any]:
+        """The task's own generation settings for a kind of example."""
+        return self.evaluation_defaults
 
     def _eval_args(self) -> dict[str, Any]:
         try:
@@ -542,14 +585,19 @@ class OFATask(Interactive, FairseqTask):
         if isinstance(args, DictConfig):  # what is printed about the run should be what was used
             with open_dict(args):
                 args.update({item.name: getattr(settings, item.name) for item in fields(GenerationConfig)})
+        self._open_evaluation()
+        return self._make_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+
+    def _open_evaluation(self) -> None:
         if self.cfg.path and self._rows_ahead:
             subset = self.cfg.gen_subset
             self.evaluation = Evaluation(self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path)
-        return self._make_generator(models, settings, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def _make_generator(
-        self, models: list[nn.Module], settings: GenerationConfig, seq_gen_cls: Any = None, *stock: Any
+        self, models: list[nn.Module], given: Any = None, seq_gen_cls: Any = None, *stock: Any, kind: str = ""
     ) -> Any:
+        """The generator for one kind of example, or for all where they do not differ."""
+        settings = self.generation_settings(given, kind)
         positions = min(model.max_decoder_positions() for model in models)
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
             raise UserError(
@@ -558,9 +606,14 @@ class OFATask(Interactive, FairseqTask):
             )
         if settings.constraints:
             raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
-        if self.trie is not None or self.prompted():
+        ensemble = self.ensemble_of(models, kind)
+        if ensemble.trie is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
-        return super().build_generator(build_ensemble(models, self.trie), settings, seq_gen_cls, *stock)
+        return super().build_generator(ensemble, settings, seq_gen_cls, *stock)
+
+    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
+        """The models, under what a kind of example allows as an answer."""
+        return build_ensemble(models, self.trie)
 
     def prompted(self) -> bool:
         """Whether the decoder is given more than bos before it answers."""
@@ -581,8 +634,11 @@ class OFATask(Interactive, FairseqTask):
         hypotheses = self._generate(generator, models, sample, prefix_tokens, constraints)
         if self.evaluation is not None:
             for row, number in enumerate(sample["id"].tolist()):
-                answer = self.answer_to(sample, row, hypotheses[row][0])
-                entry = self._entry(sample, row, answer)
+                answer, error = self.answer_to(sample, row, hypotheses[row][0]), sample["errors"][row]
+                entry = self.entry_to(sample, row, answer)
+                if error is not None:  # --bad-rows report
+                    logger.warning("%s", error)
+                    entry = {**dict([next(iter(entry.items()))]), "error": error}
                 self.evaluation.add(number, entry, answer, sample["references"][row], self.kind_of(sample))
         sample["target"] = pad_right(sample["reference_tokens"], self.codec.pad)  # [B, R], for the T- line
         return hypotheses
@@ -621,13 +677,9 @@ class OFATask(Interactive, FairseqTask):
         """The text of a hypothesis' tokens int64[T]."""
         return self.codec.decode(tokens).strip()
 
-    def _entry(self, sample: dict[str, Any], row: int, answer: Any) -> dict[str, Any]:
-        """A row's entry of the result file; for a bad row that is reported, the error instead of an answer."""
-        entry = self.entry(typed_id(sample["uniq_ids"][row]), answer)
-        if sample["errors"][row] is None:
-            return entry
-        logger.warning("%s", sample["errors"][row])
-        return {**dict([next(iter(entry.items()))]), "error": sample["errors"][row]}
+    def entry_to(self, sample: dict[str, Any], row: int, answer: Any) -> dict[str, Any]:
+        """A row's entry of the result file, the id first."""
+        return self.entry(typed_id(sample["uniq_ids"][row]), answer)
 
     def entry(self, uniq_id: str | int, answer: Any) -> dict[str, Any]:
         """One entry of the official result file, the id first."""
