@@ -1,7 +1,7 @@
 """Captions and answers that do not fit their picture, for image-text matching (official data/pretrain_data).
 
-A negative differs from its positive as the model will see them, that is after `tidy_caption`, and is drawn uniformly
-from what differs.
+A negative differs from its positive as the model sees them, that is after `tidy_caption`, and is drawn uniformly from
+what differs.
 """
 
 from __future__ import annotations
@@ -57,33 +57,35 @@ class Negatives:
                 f"{folder / ANSWERS}: type {OTHER!r} needs two different answers, of which one is always wrong"
             )
         self._check_captions()
-        self._types = {
-            tidy_caption(answer): kind for kind, answers in types.items() if kind != OTHER for answer in answers
-        }
+        self._types = {_key(answer): kind for kind, answers in types.items() if kind != OTHER for answer in answers}
 
-    def caption(self, caption: str, objects: list[str], draw: np.random.Generator) -> str:
-        """A caption that does not describe the picture of `caption`.
+    def caption(self, caption: str, objects: list[str], draw: np.random.Generator, max_words: int | None = None) -> str:
+        """A caption that does not describe the picture of `caption`: tidy, so that its form gives nothing away.
 
-        With a chance of 0.4 it is the tidy caption with one of the picture's objects exchanged for one that the picture
-        does not have, wherever the object stands as a whole word; else, or where no object stands in the caption, it is
-        any other line of the file.
+        With a chance of 0.4 it is the same with one of the picture's objects exchanged for one that the picture does
+        not have, wherever the object stands as a whole word; else, or where no object stands in the caption, it is any
+        other line of the file.
 
         Args:
-            caption: as written.
+            caption: as written, or tidy.
             objects: names of what is in the picture.
             draw: where every random choice comes from.
+            max_words: the caption is cut to so many words, and differs within them.
         """
-        if objects and draw.random() < SWAPPED and (swapped := self._swap(caption, objects, draw)) is not None:
+        if objects and draw.random() < SWAPPED and (swapped := self._swap(caption, objects, draw, max_words)):
             return swapped
-        tidy = tidy_caption(caption)
+        key = _key(caption, max_words)
         count = len(self.captions)
         for _ in range(_TRIES):
             found = self.captions.text(int(draw.integers(count)))
-            if _differs(found, tidy):
-                return found
+            if _differs(found, key, max_words):
+                return tidy_caption(found, max_words)
         start = int(draw.integers(count))  # nearly all lines are this caption
-        candidates = (self.captions.text((start + step) % count) for step in range(count))
-        return next(found for found in candidates if _differs(found, tidy))
+        for step in range(count):
+            found = self.captions.text((start + step) % count)
+            if _differs(found, key, max_words):
+                return tidy_caption(found, max_words)
+        raise UserError(f"{self.captions.path}: all captions have the same first {max_words} words: add other ones")
 
     def answer(self, answer: str, confidence: float, draw: np.random.Generator) -> str:
         """An answer other than `answer`.
@@ -96,22 +98,22 @@ class Negatives:
             confidence: of it, 0 to 1.
             draw: where every random choice comes from.
         """
-        tidy, chance = tidy_caption(answer), draw.random()
-        kind = self._types.get(tidy)
+        key, chance = _key(answer), draw.random()
+        kind = self._types.get(key)
         if kind is not None and confidence > chance + 0.1:
             if kind == COUNT and chance > 0.5 and _COUNTED.fullmatch(answer.strip()):
                 number = int(answer)
                 return str(number + (1 if number == 0 or draw.random() < 0.5 else -1))
-            if (found := self.answers[kind].other({tidy}, draw)) is not None:
+            if (found := self.answers[kind].other({key}, draw)) is not None:
                 return found
-        return self.answers[OTHER].other({tidy}, draw)
+        return self.answers[OTHER].other({key}, draw)
 
     # ------------------------------------------------------------------------------------------------------- helpers
 
-    def _swap(self, caption: str, objects: list[str], draw: np.random.Generator) -> str | None:
+    def _swap(self, caption: str, objects: list[str], draw: np.random.Generator, max_words: int | None) -> str | None:
         """The caption with one object exchanged; None where that is not possible."""
-        caption = tidy_caption(caption)
-        names = dict.fromkeys(tidy_caption(name) for name in objects)
+        caption = tidy_caption(caption, max_words)
+        names = dict.fromkeys(_key(name) for name in objects)
         there = [name for name in names if name and _whole(name).search(caption)]
         if not there:
             return None
@@ -119,15 +121,15 @@ class Negatives:
         other = self.objects.other(names, draw)
         if other is None:
             return None
-        swapped = _whole(name).sub(lambda _: tidy_caption(other), caption)
-        return swapped if _differs(swapped, caption) else None
+        swapped = _whole(name).sub(lambda _: _key(other), caption)
+        return tidy_caption(swapped, max_words) if _differs(swapped, _key(caption, max_words), max_words) else None
 
     def _check_captions(self) -> None:
         first = None
         for index in range(len(self.captions)):
             text = self.captions.text(index)
             if first is None:
-                first = tidy_caption(text) if _differs(text, "") else None
+                first = _key(text) or None
             elif _differs(text, first):
                 return
         found = "one caption only" if first is not None else "no caption"
@@ -137,23 +139,23 @@ class Negatives:
 class _Pool:
     """Different texts, of which one is drawn that is none of some others.
 
-    They are told apart as `tidy_caption` leaves them, and given as written. Blank ones count for nothing.
+    They are told apart by their keys and given as written. Blank ones count for nothing.
     """
 
     def __init__(self, texts: Iterable[str]):
         written: dict[str, str] = {}
         for text in texts:
-            if (tidy := tidy_caption(text)).strip():
-                written.setdefault(tidy, text)
+            if key := _key(text):
+                written.setdefault(key, text)
         self.texts = list(written.values())
-        self._places = {tidy: place for place, tidy in enumerate(written)}
+        self._places = {key: place for place, key in enumerate(written)}
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def other(self, excluded: Iterable[str], draw: np.random.Generator) -> str | None:
-        """One of the texts but for the `excluded` ones, which are tidy; None where none is left."""
-        taken = sorted(self._places[text] for text in set(excluded) if text in self._places)
+        """One of the texts but for those of the `excluded` keys; None where none is left."""
+        taken = sorted(self._places[key] for key in set(excluded) if key in self._places)
         if len(taken) == len(self.texts):
             return None
         place = int(draw.integers(len(self.texts) - len(taken)))
@@ -162,9 +164,19 @@ class _Pool:
         return self.texts[place]
 
 
-def _differs(text: str, tidy: str) -> bool:
-    """Whether a text will be another caption than the tidy one, and one at all."""
-    return bool((found := tidy_caption(text)).strip()) and found != tidy
+def _key(text: str, max_words: int | None = None) -> str:
+    """What texts share that are one caption, whether tidied or not; empty where nothing is left of it.
+
+    Tidying a tidy text may still find punctuation in front, which a space protected before.
+    """
+    while (tidy := tidy_caption(text, max_words)) != text:
+        text = tidy
+    return text.strip()
+
+
+def _differs(text: str, key: str, max_words: int | None = None) -> bool:
+    """Whether a text is another caption than that of the key, and one at all."""
+    return _key(text, max_words) not in ("", key)
 
 
 def _whole(name: str) -> re.Pattern[str]:
