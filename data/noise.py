@@ -109,9 +109,7 @@ class Noise:
         clean = ids.numpy()
         begins = np.ones(len(clean), dtype=bool) if self.mask_length == "subword" else starts.numpy().copy()
         begins[[0, -1]] = False
-        firsts = np.append(
-            np.flatnonzero(begins), len(clean) - 1
-        )  # int64[W + 1]: the first token of each word, and eos
+        firsts = np.append(np.flatnonzero(begins), len(clean) - 1)  # int64[W + 1]: where each word begins, and eos
         words = len(firsts) - 1
         budget = math.ceil(words * self.mask_ratio - _ROUNDING)
         lengths, insertions = self._spans(budget, draw)

@@ -27,7 +27,7 @@ CASES = [("stats", name, {}, case) for name, case in GOLDEN["stats"].items()] + 
     for variant, cases in GOLDEN["variants"].items()
     for name, case in cases.items()
 ]
-DRAWS = 4000
+DRAWS = 2000
 
 
 @pytest.fixture(scope="module")
