@@ -12,7 +12,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from .scene import COLOURS, Background, Scene
 
@@ -162,8 +162,7 @@ def _ink_mask(kind: str, width: int, texture: str, side: int) -> Image.Image:
     """How much of each pixel is a stripe or dot: inside the shape's rim only."""
     large = width * SUPERSAMPLE
     rim = max(1, round(RIM * side * SUPERSAMPLE))
-    inner = _bordered(_outline(kind, width), rim).filter(ImageFilter.MinFilter(2 * rim + 1))
-    inner = np.asarray(inner.crop((rim, rim, rim + large, rim + large)))
+    inner = _eroded(np.asarray(_outline(kind, width)), rim)
     places = np.arange(large) + 0.5 - large / 2  # from the middle, so that every shape shows its texture
     x, y = np.meshgrid(places, places)
     if texture == "striped":
@@ -177,8 +176,10 @@ def _ink_mask(kind: str, width: int, texture: str, side: int) -> Image.Image:
     return Image.fromarray(np.where(pattern, inner, 0).astype(np.uint8)).reduce(SUPERSAMPLE)
 
 
-def _bordered(mask: Image.Image, border: int) -> Image.Image:
-    """The mask with nothing around it, so that its rim is found at the edges too."""
-    wide = Image.new("L", (mask.width + 2 * border, mask.height + 2 * border))
-    wide.paste(mask, (border, border))
+def _eroded(mask: np.ndarray, rim: int) -> np.ndarray:
+    """The least value within `rim` pixels on either side, nothing being outside: as `mask`, uint8[N, N]."""
+    side = len(mask)
+    wide = np.pad(mask, rim)
+    for _ in range(2):  # down, then across
+        wide = np.minimum.reduce([wide[shift : shift + side] for shift in range(2 * rim + 1)]).T
     return wide

@@ -122,11 +122,11 @@ def write_world(folder: Path, world: World, workers: int, advance: Callable[[int
                     files[name].write(line + "\n")
                     rows[name] += 1
             advance(len(chunk))
-        seen = sorted({answer for answers in ANSWERS.values() for answer in answers})
+        answers = {**ANSWERS, "how many": ANSWERS["how many"][: world.shapes[1] + 1]}
         fixed = {
             "negative_sample/object.txt": "\n".join(OBJECTS),
-            "negative_sample/type2ans.json": json.dumps(ANSWERS, indent=1),
-            "vqa_gen/answers.txt": "\n".join(seen),
+            "negative_sample/type2ans.json": json.dumps(answers, indent=1),
+            "vqa_gen/answers.txt": "\n".join(answer for typed in answers.values() for answer in typed),
             "codebook.json": json.dumps(palette.codebook().tolist()),
         }
         for name, text in fixed.items():
@@ -169,14 +169,14 @@ def write_mark(folder: Path, facts: dict[str, object]) -> None:
 def _vision_language(split: str, index: int, scene: Scene, draw: np.random.Generator, cell: str) -> Lines:
     """One row of the mixture and the plain files; elsewhere than in training a picture serves each plain file."""
     about = next((shape for shape in scene.shapes if shape.pair in UNSEEN_PAIRS), None)
-    type = ROW_TYPES[index % len(ROW_TYPES)]
-    wanted = (type,) if split == "train" else ROW_TYPES
+    kind = ROW_TYPES[index % len(ROW_TYPES)]
+    wanted = (kind,) if split == "train" else ROW_TYPES
     mixed, lines = ("", "", "", ""), {}
     if "caption" in wanted:
         told = captions(scene)
         shown = told[0] if split == "train" else "&&".join(told)
         lines[f"caption/{split}.tsv"] = f"{index}\t{index}\t{shown}\t\t{cell}"
-        if type == "caption":
+        if kind == "caption":
             mixed = (told[0], "", "", "&&".join(named_objects(scene)))
             if split == "train":
                 lines["negative_sample/all_captions.txt"] = told[0]
@@ -184,18 +184,18 @@ def _vision_language(split: str, index: int, scene: Scene, draw: np.random.Gener
         question = ask(scene, draw, about)
         answer = f"1.0|!+{question.answer}"
         lines[f"vqa_gen/{split}.tsv"] = f"{index}\t{index}\t{question.text}\t{answer}\t\t{cell}"
-        if type == "qa":
+        if kind == "qa":
             mixed = ("", question.text, answer, "")
     if "visual_grounding" in wanted:
         shape, words = _refer(scene, draw, about)
         lines[f"refcoco/{split}.tsv"] = f"{index}\t{index}\t{words}\t{_numbers(shape)}\t{cell}"
-        if type == "visual_grounding":
+        if kind == "visual_grounding":
             mixed = (words, "", _numbers(shape), "")
     if split != "train":
         shape = about or pick(draw, scene.shapes)
         asked = ask_region(shape, draw)
         lines[f"region_vqa/{split}.tsv"] = f"{index}\t{cell}\t{asked.text}\t{_numbers(shape)}\t1.0|!+{asked.answer}"
-    lines[f"{split}/vision_language_examples.tsv"] = "\t".join((str(index), cell, *mixed, DATASET, type))
+    lines[f"{split}/vision_language_examples.tsv"] = "\t".join((str(index), cell, *mixed, DATASET, kind))
     return lines
 
 

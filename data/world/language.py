@@ -28,6 +28,7 @@ from .scene import (
 )
 
 COUNT_WORDS = ("no", "one", "two", "three", "four", "five", "six")
+TEXT_WORDS = (10, 60)  # the fewest and the most of a text
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 OBJECTS = tuple(
     f"{size} {texture} {colour} {kind}".replace(" plain ", " ")
@@ -187,24 +188,22 @@ def ask(scene: Scene, draw: np.random.Generator, about: Shape | None = None) -> 
 
 def ask_region(shape: Shape, draw: np.random.Generator) -> Question:
     """A question about the shape in a marked region."""
-    word, value, type = pick(draw, _attributes(shape))
-    if word == "shape":
-        return Question("what kind of shape is in the region?", value, type)
-    return Question(f"what {word} is the shape in the region?", value, type)
+    word, value = pick(draw, _attributes(shape))
+    text = "what kind of shape is in the region?" if word == "shape" else f"what {word} is the shape in the region?"
+    return Question(text, value, word)
 
 
 def describe(scene: Scene, draw: np.random.Generator) -> str:
-    """Several sentences, ten to sixty words."""
+    """Several sentences, `TEXT_WORDS` together: what is in the scene, and a little of what is not."""
     sentences = [f"there {'is' if len(scene.shapes) == 1 else 'are'} {counted(scene)}."]
-    words = 0
-    wanted = int(draw.integers(2, 7))
+    wanted = int(draw.integers(3, 8))
     tellers = (_tell_relation, _tell_attribute, _tell_superlative, _tell_count, _tell_absence)
-    for _ in range(4 * wanted):
-        sentence = pick(draw, tellers)(scene, draw)
-        words = len(" ".join(sentences).split())
-        if (len(sentences) > wanted and words >= 10) or words > 60 - 16:
+    for _ in range(100):
+        words = sum(len(sentence.split()) for sentence in sentences)
+        if len(sentences) >= wanted and words >= TEXT_WORDS[0]:
             break
-        if sentence and sentence not in sentences:
+        sentence = pick(draw, tellers)(scene, draw)
+        if sentence and sentence not in sentences and words + len(sentence.split()) <= TEXT_WORDS[1]:
             sentences.append(sentence)
     return " ".join(sentences)
 
@@ -255,23 +254,18 @@ _REFERENCES: tuple[tuple[tuple[str, ...], bool], ...] = (
 )
 
 
-def _attributes(shape: Shape) -> tuple[tuple[str, str, str], ...]:
-    """Each attribute: the word to ask for it, its value, the type of the answer."""
-    return (
-        ("color", shape.colour, "color"),
-        ("shape", shape.kind, "shape"),
-        ("texture", shape.texture, "texture"),
-        ("size", shape.size, "size"),
-    )
+def _attributes(shape: Shape) -> tuple[tuple[str, str], ...]:
+    """Each attribute: the word to ask for it, which is also the answer's type, and its value."""
+    return ("color", shape.colour), ("shape", shape.kind), ("texture", shape.texture), ("size", shape.size)
 
 
 def _ask_attribute(scene: Scene, draw: np.random.Generator, about: Shape | None, number: int) -> Question | None:
     shapes = [about] if about else [scene.shapes[n] for n in draw.permutation(len(scene.shapes))]
     for shape in shapes:
-        word, value, type = _attributes(shape)[number]
+        word, value = _attributes(shape)[number]
         phrase = _reference(scene, shape, draw, without=("colour", "kind", "texture", "size")[number])
         if phrase is not None and not (word == "size" and phrase.superlative in ("largest", "smallest")):
-            return Question(f"what {word} is the {phrase.text('one' if word == 'shape' else 'shape')}?", value, type)
+            return Question(f"what {word} is the {phrase.text('one' if word == 'shape' else 'shape')}?", value, word)
     return None
 
 
@@ -414,8 +408,8 @@ def _ask_beside(scene: Scene, draw: np.random.Generator, about: Shape | None) ->
             where = f"{relation} the {phrase.text()}?"
             if draw.random() < 0.6 and shape.pair not in UNSEEN_PAIRS:
                 return Question(f"what is {where}", " ".join(shape.pair), "other")
-            word, value, type = _attributes(shape)[draw.integers(2)]
-            return Question(f"what {word} is {'the shape ' if word == 'color' else ''}{where}", value, type)
+            word, value = _attributes(shape)[draw.integers(2)]
+            return Question(f"what {word} is {'the shape ' if word == 'color' else ''}{where}", value, word)
     return None
 
 
