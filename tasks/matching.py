@@ -30,7 +30,7 @@ class Matching(Kind):
 
 
 def caption_statement(
-    caption: str, objects: list[str], negatives: Negatives, draw: np.random.Generator
+    caption: str, objects: list[str], negatives: Negatives, draw: np.random.Generator, max_words: int
 ) -> dict[str, Any]:
     """The instruction about a caption, true or false with equal chance, and its answer.
 
@@ -38,10 +38,11 @@ def caption_statement(
         caption: tidied.
         objects: what is in the picture; one of them may be exchanged in the caption.
         negatives: where false captions come from.
+        max_words: that the caption was cut to, as a false one must be, or its length would tell.
     """
     if draw.random() >= 0.5:
         return {"text": OF_CAPTION.format(caption), "answer": "yes"}
-    return {"text": OF_CAPTION.format(negatives.caption(caption, objects, draw)), "answer": "no"}
+    return {"text": OF_CAPTION.format(negatives.caption(caption, objects, draw, max_words)), "answer": "no"}
 
 
 def answer_statement(

@@ -179,7 +179,8 @@ class VisionLanguageBuilder(BoxReader, Builder):
         )
         if "matching" in self.wanted:
             objects = [one.strip() for one in row.objects.split(SEPARATOR) if one.strip()]
-            yield "matching", self._statement(caption_statement(caption, objects, self.negatives, draw), 1.0)
+            statement = caption_statement(caption, objects, self.negatives, draw, cfg.max_tgt_length)
+            yield "matching", self._statement(statement, 1.0)
 
     def _of_question(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
         question = tidy_question(row.question, self.cfg.max_src_length)
