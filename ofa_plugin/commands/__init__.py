@@ -10,5 +10,6 @@ VERBS = {
     "doctor": "doctor",
     "user-dir": "user_dir",
     "train-bpe": "train_bpe",
+    "prepare": "prepare",
 }
 """What the user types, and the module in this folder that does it, in the order of `ofa --help`."""
