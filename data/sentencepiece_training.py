@@ -19,6 +19,7 @@ from .tsv import TSVStore
 logger = logging.getLogger(__name__)
 
 _CONFIDENCE = re.compile(r"\s*[0-9.]+\|!\+")  # of an answer: `0.6|!+yes`
+_BOX = re.compile(r"\s*[0-9.]+(,[0-9.]+){3}\s*")  # in the column that has answers in other rows of pretraining
 
 
 def train_bpe(
@@ -26,10 +27,11 @@ def train_bpe(
 ) -> dict[str, Any]:
     """Learns byte-pair encoding from columns of TSV files.
 
-    References joined by `&&` are texts of their own, and an answer loses its `confidence|!+`. Each text is learned as
-    written and in lower case, since tasks lower some texts and not others. Spaces stay as they are (no normalisation,
-    no dummy prefix), and a character outside the vocabulary is spelled in bytes, so decoding gives back what was
-    encoded. The same text gives the same files to the byte: merges are counted, nothing is drawn, one thread.
+    References joined by `&&` are texts of their own, an answer loses its `confidence|!+`, and a box `x0,y0,x1,y1` is
+    no text. Each text is learned as written and in lower case, since tasks lower some texts and not others. Spaces
+    stay as they are (no normalisation, no dummy prefix), and a character outside the vocabulary is spelled in bytes,
+    so decoding gives back what was encoded. The same text gives the same files to the byte: merges are counted,
+    nothing is drawn, one thread.
 
     Args:
         out: folder for the two files, made if missing.
@@ -77,6 +79,8 @@ def _texts(file: str | os.PathLike[str], columns: Sequence[int]) -> Iterator[str
     for row in TSVStore(file, [f"column_{column}" for column in columns], columns, flag="--columns"):
         for cell in row:
             for text in cell.split("&&"):
+                if _BOX.fullmatch(text):
+                    continue
                 words = _CONFIDENCE.sub("", text, count=1) if _CONFIDENCE.match(text) else text
                 if written := " ".join(words.split()):
                     yield f" {written}"

@@ -36,7 +36,7 @@ def tidy(value: object, name: str, changes: set[str]) -> str:
     """
     if not isinstance(value, str):
         found = "missing" if value is None else f"{_short(value)}, which is no text"
-        raise RowProblem(f"{name} is {found}", f"write the {name} as a text")
+        raise RowProblem(f"{name} is {found}", f"write the {name} in double quotes")
     text = " ".join(value.split())
     if text != value:
         changes.add(WHITE_SPACE)

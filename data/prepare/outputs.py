@@ -56,6 +56,8 @@ class Outputs:
                 file.close()
             with contextlib.suppress(OSError):
                 self._temporary(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something
+                self._temporary(name).parent.rmdir()
 
     def _temporary(self, name: str) -> Path:
         path = self.folder / name

@@ -23,6 +23,7 @@ _NUMBER = re.compile(r"(\d+)$")
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # of EXIF
 _QUALITY = 95
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class PictureFinder:
@@ -183,7 +184,9 @@ def check_code_side(side: int) -> None:
 
 
 def is_picture(path: str) -> bool:
-    """Whether the content is of a format that we read; the rest of the file may still be damaged."""
+    """Whether a file is meant to be a picture: by its content or, if that is damaged, by its extension."""
+    if path.lower().endswith(_EXTENSIONS):
+        return True
     try:
         with Image.open(path, formats=FORMATS):
             return True

@@ -71,7 +71,7 @@ class RecordFile:
                 return False, True
             if start == b"{" or any(parsed(file.readline(_SNIFFED)) for _ in range(20)):
                 return True, False
-        raise UserError(f"{self.flag} {self.path}: neither JSON nor JSONL: docs/prepare.md shows the forms that are read")
+        raise UserError(f"{self.flag} {self.path}: neither JSON nor JSONL: docs/prepare.md shows what is read")
 
     def _from_lines(self) -> Iterator[Record]:
         for number, text in text_lines(self.path):

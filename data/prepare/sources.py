@@ -15,7 +15,7 @@ from .report import Place, Report, RowProblem
 from .spool import Spool
 
 NO_QUESTION = "annotations without a question, left out"
-LOST_OBJECTS = "objects of pictures that were not found"
+LOST_OBJECTS = "objects of pictures that could not be used"
 
 
 class Caption(NamedTuple):

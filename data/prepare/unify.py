@@ -22,7 +22,7 @@ from .outputs import Outputs
 from .pictures import PictureFinder, PictureStore, Stored, check_code_side, is_picture
 from .report import Place, Progress, Report, RowProblem
 from .request import Request
-from .sources import KINDS, Caption, Object, ObjectList, Question, Region, Sources
+from .sources import KINDS, LOST_OBJECTS, Caption, Object, ObjectList, Question, Region, Sources
 from .spool import Picture, Spool
 
 VISION_LANGUAGE = "vision_language_examples.tsv"
@@ -152,6 +152,7 @@ class RowMaker:
         except RowProblem as problem:
             rows = [item.place for item in picture.items if not isinstance(item, Object)]
             made.bad = [(place, problem) for place in rows or [Place(picture.path, "picture")]]
+            made.changes = [(LOST_OBJECTS, item.place) for item in picture.items if isinstance(item, Object)]
             return made
         made.changes = [(kind, picture.name) for kind in made.stored.changes]
         objects: dict[str, list[Object]] = {}
@@ -233,9 +234,7 @@ class RowMaker:
 class _Run:
     """One run: reads everything into the spool, then writes the rows picture by picture."""
 
-    def __init__(
-        self, request: Request, outputs: Outputs, files: dict[str, str], report: Report, spool: Spool
-    ):
+    def __init__(self, request: Request, outputs: Outputs, files: dict[str, str], report: Report, spool: Spool):
         self.request, self.outputs, self.files, self.report, self.spool = request, outputs, files, report, spool
         self.negatives = Negatives()
         self.pictures = 0
@@ -361,10 +360,12 @@ def _next_steps(request: Request, report: Report) -> list[str]:
     for name, numbers in columns.items():
         if f"{request.subset}/{name}" in report.rows and request.subset == "train":
             out, file = (shlex.quote(str(path)) for path in (request.out, request.out / request.subset / name))
-            side = f" --code-image-size {request.code_image_size}" if request.code_image_size != 128 else ""
+            side = f"--code-image-size {request.code_image_size} " if request.code_image_size != 128 else ""
+            alone = "" if (request.out / "valid").is_dir() else "--disable-validation "
             return [
                 f"next: ofa train-bpe {out}/bpe {file} --columns {numbers}",
-                f'      fairseq-train {out} --user-dir "$(ofa user-dir)" --task unify_task --arch ofa_nano '
-                f"--bpe sentencepiece --bpe-dir {out}/bpe{side} ... (docs/training.md)",
+                f'      fairseq-train {out} --user-dir "$(ofa user-dir)" --task unify_task --arch ofa_nano {side}'
+                f"--bpe sentencepiece --bpe-dir {out}/bpe --criterion adjust_label_smoothed_cross_entropy "
+                f"--optimizer adam --lr 1e-3 --batch-size 32 {alone}--max-epoch 20",
             ]
     return []

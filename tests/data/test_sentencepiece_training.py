@@ -27,6 +27,11 @@ def test_texts_are_references_and_answers_as_written_and_in_lower_case(text):
     ]
 
 
+def test_a_box_among_the_answers_is_no_text(tmp_path):
+    (path := tmp_path / "train.tsv").write_text("1.0|!+red\n1.07,51.61,439.5,474.56\n1.0|!+1,2,3,4\n", encoding="utf-8")
+    assert list(sentencepiece_training._texts(path, [0])) == [" red", " 1,2,3,4"]
+
+
 def test_the_same_text_gives_the_same_files(text, tmp_path, capfd):
     for out in ("a", "b/c"):
         summary = train_bpe(tmp_path / out, [text], [1, 2], 400)
