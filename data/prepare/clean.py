@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ EMPTY_ANSWERS = "questions with an empty answer among others, left out"
 _AMPERSANDS = re.compile("&{2,}")
 _ENOUGH = 3  # of ten annotators: as many as this agree with an answer in full (VQA challenge)
 _ANNOTATORS = 10
+_FAR = 1e9  # pixels
 
 
 def tidy(value: object, name: str, changes: set[str]) -> str:
@@ -79,8 +79,8 @@ def tidy_box(value: object, sized: bool) -> tuple[float, float, float, float]:
     names = "x,y,width,height" if sized else "x0,y0,x1,y1"
     if not isinstance(value, list) or len(value) != 4:
         raise RowProblem(f"box {_short(value)} is no list of four numbers", f"write [{names}] in pixels")
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in value):
-        raise RowProblem(f"box {_short(value)} holds something that is no number", f"write [{names}] in pixels")
+    if not all(type(number) in (int, float) and abs(number) < _FAR for number in value):  # also refuses nan
+        raise RowProblem(f"box {_short(value)} holds something that is no pixel", f"write [{names}] in pixels")
     x0, y0, x1, y1 = value
     if sized:
         if x1 < 0 or y1 < 0:
@@ -98,7 +98,7 @@ def confidences(record: Mapping[str, Any], changes: set[str]) -> dict[str, float
     """A question's answers and the confidence of each, the highest first.
 
     `answer` is sure. `answers` as a dict says the confidences. As a list it holds one answer for each annotator, as in
-    VQAv2: of ten, 1, 2, 3 or more votes give 0.3, 0.6, 0.9 or 1.0, the mean of min(1, agreeing / 3) over the ten ways
+    VQAv2: of ten, 1, 2, 3, 4 or more votes give 0.3, 0.6, 0.9, 1.0, the mean of min(1, agreeing / 3) over the ten ways
     to leave one annotator out. For another number of annotators votes count by their share.
 
     Raises:

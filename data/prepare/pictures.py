@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..image import FORMATS, ImageProblem, ImageReader
 from ..palette import CELL, encode
-from .report import Place, Report, RowProblem
+from .report import Place, Report, RowProblem, plain
 from .spool import Spool
 
 OTHER_NAME = "pictures found under another extension or in other letters"
@@ -86,7 +86,7 @@ class PictureFinder:
     def name(self, path: str) -> str:
         """What a picture without an id is called: its path below the folder."""
         relative = os.path.relpath(path, self.images)
-        return " ".join(relative.encode("utf-8", "backslashreplace").decode().split())
+        return " ".join(plain(relative).split())
 
     def _only(self, column: str, value: str | int, name: str, file: str = "") -> str:
         if not self.listed:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError
-from .report import Place, Progress, RowProblem
+from .report import Place, Progress, RowProblem, plain
 
 _CHUNK = 1 << 20  # characters read at once
 _SNIFFED = 1 << 20  # bytes of a first line that are looked at; one that is longer is JSON written in one line
@@ -91,7 +91,7 @@ class RecordFile:
                 value = _object(value)
                 known = None if isinstance(value, RowProblem) else value.get("id", value.get("question_id"))
                 where = f"{table}[{number}]" if table else f"[{number}]"
-                place = Place(str(self.path), where if known is None else f"{where} (id {known})")
+                place = Place(str(self.path), where if known is None else f"{where} (id {plain(str(known))})")
                 yield Record(place, table, value, number)
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
             raise UserError(f"{self.flag} {self.path}: not readable as JSON ({error})") from None
@@ -137,7 +137,8 @@ def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
                 progress.show(stream.read)
                 yield "", number, value
         elif stream.take("{"):
-            while not stream.take("}"):
+            more = not stream.take("}")
+            while more:
                 key = stream.value()
                 stream.expect(":")
                 if stream.take("["):
@@ -146,9 +147,9 @@ def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
                         yield key, number, value
                 else:
                     stream.value()
-                if not stream.take(","):
+                more = stream.take(",")
+                if not more:
                     stream.expect("}")
-                    break
         if rest := stream.peek():
             raise ValueError(f"{rest!r} after {stream.read} characters, where the file should end")
 
@@ -187,11 +188,12 @@ class _JsonStream:
 
     def elements(self) -> Iterator[Any]:
         """The values up to the `]` of a list whose `[` was taken."""
-        while not self.take("]"):
+        more = not self.take("]")
+        while more:
             yield self.value()
-            if not self.take(","):
+            more = self.take(",")
+            if not more:
                 self.expect("]")
-                return
 
     def value(self) -> Any:
         """The next value, whole."""

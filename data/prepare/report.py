@@ -21,6 +21,11 @@ class Place(NamedTuple):
         return f"{self.file}:{self.where}" if self.where[:1].isdigit() else f"{self.file}: {self.where}"
 
 
+def plain(text: str) -> str:
+    """A text that any file and any terminal takes: half characters, as in odd file names, are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class RowProblem(UserError):
     """Why a record cannot become a row. Whoever reads the record adds its place.
 
@@ -57,14 +62,14 @@ class Report:
         self.bad_rows += 1
         print(f"{place}: {problem}", file=sys.stderr)
         cells = (place.file, place.where, problem.reason, problem.remedy)
-        self.ledger.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+        self.ledger.write("\t".join(plain(" ".join(cell.split())) for cell in cells) + "\n")
 
     def change(self, kind: str, place: object) -> None:
         """Counts one change, and keeps its place if it is among the first of its kind."""
         self.changes[kind] = self.changes.get(kind, 0) + 1
         named = self.named.setdefault(kind, [])
         if len(named) < NAMED:
-            named.append(str(place))
+            named.append(plain(str(place)))
 
     def row(self, file: str, kind: str) -> None:
         """Counts one row written."""

@@ -11,7 +11,7 @@ from .clean import confidences, tidy, tidy_box, tidy_id, tidy_names
 from .negatives import question_type
 from .pictures import PictureFinder
 from .readers import Record, RecordFile, parsed, text_lines
-from .report import Place, Report, RowProblem
+from .report import Place, Report, RowProblem, plain
 from .spool import Spool
 
 NO_QUESTION = "annotations without a question, left out"
@@ -105,7 +105,7 @@ class Sources:
             key, picture = _id(record, changes), self._picture(file, record)
             for number, text in enumerate(texts):
                 own = key if len(texts) == 1 else f"{key}_{number}"
-                self._add(picture, Caption(record.place, own, text, objects, path.stem))
+                self._add(picture, Caption(record.place, own, text, objects, dataset_name(path)))
 
         self._each(file, "annotations", "caption", use)
 
@@ -136,7 +136,7 @@ class Sources:
                 value = {**answer, **value}
             answers = confidences(value, changes)
             kind = question_type(text, next(iter(answers)), value.get("question_type"), value.get("answer_type"))
-            self._add(self._picture(file, record), Question(record.place, key, text, answers, kind, path.stem))
+            self._add(self._picture(file, record), Question(record.place, key, text, answers, kind, dataset_name(path)))
 
         self._each(file, "questions", "question", use)
 
@@ -163,7 +163,7 @@ class Sources:
                     raise line
                 if not line.strip():
                     continue
-                key, text = f"{path.stem}-{number}", line
+                key, text = f"{dataset_name(path)}-{number}", line
                 if as_json is None:  # the first line that says something decides
                     as_json = isinstance(parsed(line), dict)
                 if as_json:
@@ -201,7 +201,7 @@ class Sources:
                 self.spool.add(picture, Object(place, str(record.place), own, 0, name, box, False, False))
         elif "text" in value or "box" in value:
             text, box = tidy(value.get("text"), "text", changes), list(tidy_box(value.get("box"), sized=False))
-            self._add(self._picture(file, record), Region(record.place, key, text, box, Path(file.path).stem))
+            self._add(self._picture(file, record), Region(record.place, key, text, box, dataset_name(file.path)))
         else:
             raise RowProblem("neither a list of objects nor a text and its box", "docs/prepare.md shows both forms")
 
@@ -224,7 +224,7 @@ class Sources:
             number, name, box = 0, "", []
             try:
                 if str(value.get("category_id")) not in names:
-                    raise RowProblem(f"category_id {value.get('category_id')} is not in categories", "add it there")
+                    raise RowProblem(f"category_id {value.get('category_id')!r} is not in categories", "add it there")
                 number, name = names[str(value["category_id"])]
                 box = list(tidy_box(value.get("bbox"), sized=True))
             finally:  # a bad object is still one that the list lacks
@@ -311,7 +311,7 @@ class Sources:
         except RowProblem as found:
             problem = [found.reason, found.remedy]
         if not self.spool.put_entry(str(file.path), str(key), [number, problem, named]):
-            raise RowProblem(f"id {key} is another picture's too", "give each picture an id of its own")
+            raise RowProblem(f"id {plain(str(key))} is another picture's too", "give each picture an id of its own")
         return number, problem
 
     def _picture(self, file: RecordFile, record: Record) -> int:
@@ -333,9 +333,14 @@ class Sources:
         return number
 
 
+def dataset_name(path: str | Path) -> str:
+    """What the rows of a file are named after: its name, without the ending, on one line."""
+    return plain(" ".join(Path(path).stem.split()))
+
+
 def _id(record: Record, changes: set[str]) -> str:
     value = record.value.get("question_id", record.value.get("id"))
-    return tidy_id(value, f"{Path(record.place.file).stem}-{record.number}", changes)
+    return tidy_id(value, f"{dataset_name(record.place.file)}-{record.number}", changes)
 
 
 def _size(value: dict[str, Any]) -> list[int] | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .report import Place
+from .report import Place, plain
 
 _TABLES = """
 CREATE TABLE picture (number INTEGER PRIMARY KEY, path BLOB UNIQUE, name TEXT);
@@ -62,7 +62,7 @@ class Spool:
     def picture(self, path: str, name: str) -> int:
         """The number of a picture; the first name that it is given stays."""
         key = os.fsencode(path)
-        self.base.execute("INSERT OR IGNORE INTO picture (path, name) VALUES (?, ?)", (key, name))
+        self.base.execute("INSERT OR IGNORE INTO picture (path, name) VALUES (?, ?)", (key, plain(name)))
         return self.base.execute("SELECT number FROM picture WHERE path = ?", (key,)).fetchone()[0]
 
     def add(self, picture: int, item: Any) -> None:
@@ -92,22 +92,26 @@ class Spool:
 
     def put_entry(self, file: str, key: str, value: Any) -> bool:
         """Keeps a value by file and id; False if that id had one, which stays."""
-        done = self.base.execute("INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", (file, key, json.dumps(value)))
+        done = self.base.execute(
+            "INSERT OR IGNORE INTO entry VALUES (?, ?, ?)", (plain(file), plain(key), json.dumps(value))
+        )
         return done.rowcount > 0
 
     def entry(self, file: str, key: str) -> Any:
         """What `put_entry` kept, or None."""
-        row = self.base.execute("SELECT value FROM entry WHERE file = ? AND id = ?", (file, key)).fetchone()
+        row = self.base.execute(
+            "SELECT value FROM entry WHERE file = ? AND id = ?", (plain(file), plain(key))
+        ).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put_answer(self, question: str, value: Any) -> None:
         """Keeps the annotation of a question."""
-        self.base.execute("INSERT INTO answer VALUES (?, ?)", (question, json.dumps(value)))
+        self.base.execute("INSERT INTO answer VALUES (?, ?)", (plain(question), json.dumps(value)))
 
     def take_answer(self, question: str) -> Any:
         """The first annotation of a question that was not yet taken, or None."""
         row = self.base.execute(
-            "SELECT rowid, value FROM answer WHERE question = ? ORDER BY rowid LIMIT 1", (question,)
+            "SELECT rowid, value FROM answer WHERE question = ? ORDER BY rowid LIMIT 1", (plain(question),)
         ).fetchone()
         if row is None:
             return None
@@ -122,19 +126,19 @@ class Spool:
 
     def put_stored(self, path: str, stem: str, number: int | None) -> None:
         """Keeps a file by its stem and by the number at its end."""
-        stem = stem.encode("utf-8", "replace").decode()
-        self.base.execute("INSERT INTO stored VALUES (?, ?, ?)", (os.fsencode(path), stem, number))
+        self.base.execute("INSERT INTO stored VALUES (?, ?, ?)", (os.fsencode(path), plain(stem), number))
 
     def stored(self, column: str, value: str | int) -> list[str]:
         """At most two files whose `stem` or `number` is this."""
-        found = self.base.execute(f"SELECT path FROM stored WHERE {column} = ? ORDER BY rowid LIMIT 2", (value,))
+        key = plain(value) if isinstance(value, str) else value
+        found = self.base.execute(f"SELECT path FROM stored WHERE {column} = ? ORDER BY rowid LIMIT 2", (key,))
         return [os.fsdecode(row[0]) for row in found]
 
     # What is seen twice
 
     def see(self, kind: str, key: str, place: Place) -> None:
         """Notes the id of a row."""
-        self.base.execute("INSERT INTO seen VALUES (?, ?, ?)", (kind, key, str(place)))
+        self.base.execute("INSERT INTO seen VALUES (?, ?, ?)", (kind, key, plain(str(place))))
 
     def duplicates(self) -> Iterator[tuple[str, str, list[str]]]:
         """(kind, id, its first places) for each id that was seen more than once, in order."""

@@ -22,7 +22,7 @@ from .outputs import Outputs
 from .pictures import PictureFinder, PictureStore, Stored, check_code_side, is_picture
 from .report import Place, Progress, Report, RowProblem
 from .request import Request
-from .sources import KINDS, LOST_OBJECTS, Caption, Object, ObjectList, Question, Region, Sources
+from .sources import KINDS, LOST_OBJECTS, Caption, Object, ObjectList, Question, Region, Sources, dataset_name
 from .spool import Picture, Spool
 
 VISION_LANGUAGE = "vision_language_examples.tsv"
@@ -62,6 +62,8 @@ def prepare(request: Request) -> Report:
         if not request.force:
             rewritten = negatives.values() if make_negatives and request.subset == "train" else ()
             outputs.refuse_existing([*(files[name] for name in planned), *rewritten])
+        for name in files.values():  # one that stays empty does not appear, nor does an old one stay
+            outputs.open(name)
         report = Report(outputs.open(files[BAD_ROWS]))
         spool = Spool(request.out, KINDS)
         try:
@@ -227,7 +229,7 @@ class RowMaker:
             times = collections.Counter(each.name for each in objects)
             for each, box in kept:
                 if times[each.name] == 1:
-                    region = Region(each.place, each.id, each.name, list(box), Path(each.place.file).stem)
+                    region = Region(each.place, each.id, each.name, list(box), dataset_name(each.place.file))
                     made.pair(region, GROUNDING, each.name, "", box_text(box), "")
 
 
@@ -344,7 +346,8 @@ def _summary(request: Request, report: Report, run: _Run, negatives: bool) -> li
             captions = sum(1 for _ in file)
         objects, answers = len(run.negatives.objects), len(run.negatives.answers)
         types = len(run.negatives.by_type())
-        line = f"{request.out / NEGATIVES}: {captions} captions, {objects} objects, {answers} answers of {types} types"
+        types = "1 type" if types == 1 else f"{types} types"
+        line = f"{request.out / NEGATIVES}: {captions} captions, {objects} objects, {answers} answers of {types}"
         lines.append(line if request.subset == "train" else f"{line} (there were none; --subset train makes its own)")
     lines += [f"changed: {line}" for line in report.change_lines()]
     if report.bad_rows:
