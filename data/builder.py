@@ -34,6 +34,7 @@ class Builder:
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
+    instructions: ClassVar[tuple[str, ...]] = ()  # fixed texts of its sources, {} where a row's own text stands
     required: ClassVar[int | None] = None  # columns beyond this many may be left out of --selected-cols
     selected: ClassVar[Mapping[str, str]] = {}  # official default of --selected-cols, by split
 

@@ -74,6 +74,7 @@ class DetectionBuilder(BoxReader, Builder):
     columns = ("id", "image", "objects")
     selected = {"train": "0,1,2", "other": "0,1,2"}
     kinds = ("detection",)
+    instructions = (INSTRUCTION,)
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""

@@ -76,6 +76,7 @@ class TextBuilder(Builder):
     columns = ("id", "text")
     selected = {"train": "0,1", "other": "0,1"}
     kinds = ("text_infilling",)
+    instructions = (TEXT_BEFORE + TEXT_BEHIND,)
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -112,6 +113,7 @@ class ImageBuilder(Builder):
     columns = ("id", "image", "codes")
     selected = {"train": "0,1,2", "other": "0,1,2"}
     kinds = ("image_infilling",)
+    instructions = (IMAGE_INSTRUCTION,)
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""

@@ -34,12 +34,13 @@ from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
 from ..models.generation.trie import Trie
 from .asking import SETTINGS, AskedForm, AskedScore
 from .base import PATCH_PIXELS, OFATask, OFATaskConfig, Source
+from .caption import INSTRUCTION as WHAT_IS_SHOWN
 from .caption import SEPARATOR, plain
 from .detection import Detection, DetectionBuilder
 from .evaluation import typed_id
 from .infilling import ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
 from .kinds import Kind
-from .matching import Matching, answer_statement, caption_statement
+from .matching import OF_ANSWER, OF_CAPTION, Matching, answer_statement, caption_statement
 from .metrics.accuracy import VQAScore, best_answer, parse_answers
 from .metrics.base import Metric
 from .metrics.cider import CIDErD
@@ -100,6 +101,7 @@ class VisionLanguageBuilder(BoxReader, Builder):
     columns = ("id", "image", "caption", "question", "refs", "objects", "dataset", "type")
     selected = {"train": "0,1,2,3,4,5,6,7", "other": "0,1,2,3,4,5,6,7"}
     kinds = ("caption", "vqa", "matching", "grounding", "region_caption")
+    instructions = (WHAT_IS_SHOWN, OF_CAPTION, OF_ANSWER, WHICH_REGION, WHAT_REGION)
     of_type: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "caption": ("caption", "matching"),
         "qa": ("vqa", "matching"),
@@ -170,7 +172,7 @@ class VisionLanguageBuilder(BoxReader, Builder):
         yield (
             "caption",
             {
-                "source": self.source(" what does the image describe?"),
+                "source": self.source(WHAT_IS_SHOWN),
                 "target": self.target(f" {caption}"),
                 "unscored": UNSCORED if row.dataset == UNDESCRIBED else 0,
                 "reference": self.reference(row),

@@ -125,6 +125,7 @@ class RefcocoBuilder(BoxReader, Builder):
 
     columns = ("id", "image", "text", "box")
     selected = {"train": "0,4,2,3", "other": "0,4,2,3"}
+    instructions = (WHICH_REGION,)
 
     @classmethod
     def typed(cls, cfg: Any) -> tuple[str, ...]:

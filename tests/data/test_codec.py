@@ -40,7 +40,7 @@ def pieces(tmp_path_factory) -> Path:
     """A sentencepiece folder made from three texts."""
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "text.tsv").write_text(TEXT)
-    train_bpe(folder / "bpe", [folder / "text.tsv"], [0], 400)
+    train_bpe(folder / "bpe", [(folder / "text.tsv", [0])], 400)
     return folder / "bpe"
 
 
@@ -251,7 +251,7 @@ def test_a_sentencepiece_vocabulary_lives_in_the_checkpoint(pieces, tmp_path, to
     ):
         Codec.restore(state, str(toy_gpt2), 10, 0)
     (tmp_path / "t.tsv").write_text("other words\n")
-    train_bpe(tmp_path / "other", [tmp_path / "t.tsv"], [0], 400)
+    train_bpe(tmp_path / "other", [(tmp_path / "t.tsv", [0])], 400)
     with pytest.raises(UserError, match="other is another vocabulary than the checkpoint's"):
         Codec.restore(state, str(tmp_path / "other"), 10, 0)
 
