@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class OFADataset(FairseqDataset):
         kinds: the kinds of example that a batch may hold, the same in all batches of a run; empty: one without a name.
         on_bad: what a bad row becomes: "stop", nothing; "replace", the next good row; "report", an empty example.
         rows: int64[N], the rows of the file to use; all of them by default.
+        weights: by what the confidence of an example is multiplied, by its kind; 1 unless given.
         stream: tells the draws of this file from those of others in the same run.
     """
 
@@ -55,12 +57,13 @@ class OFADataset(FairseqDataset):
         kinds: tuple[str, ...] = (),
         on_bad: str = "stop",
         rows: np.ndarray | None = None,
+        weights: Mapping[str, float] | None = None,
         stream: int | None = None,
     ):
         super().__init__()
         self.builder, self.split, self.seed = builder, split, seed
         self.shuffle, self.imagenet_mean = shuffle, imagenet_mean
-        self.kinds, self.on_bad, self.rows = kinds, on_bad, rows
+        self.kinds, self.on_bad, self.rows, self.weights = kinds, on_bad, rows, weights or {}
         self._stream = () if stream is None else (stream,)
         self.epoch = torch.ones(1, dtype=torch.int64).share_memory_()  # persistent workers must see it change
         # Rows are not read to be measured: 3 bytes of a row make at most about one token.
@@ -84,7 +87,10 @@ class OFADataset(FairseqDataset):
     def _examples(self, index: int, epoch: int) -> list[Example]:
         row = index if self.rows is None else int(self.rows[index])
         draw = np.random.default_rng((self.seed, epoch, row, *self._stream))
-        return list(self.builder.examples(row, self.builder.store[row], draw))
+        examples = list(self.builder.examples(row, self.builder.store[row], draw))
+        for example in examples:
+            example.confidence *= self.weights.get(example.kind, 1.0)
+        return examples
 
     def _instead(self, index: int, epoch: int, bad: BadRow) -> Item:
         if self.on_bad == "report":

@@ -298,6 +298,9 @@ class PretrainConfig(OFATaskConfig):
     mixture: Optional[str] = field(
         default=None, metadata={"help": "rows of vision_language:text:image:detection that go together (8:2:1:1)"}
     )
+    kind_weights: Optional[str] = field(
+        default=None, metadata={"help": "by what the loss of some kinds is multiplied, e.g. vqa=4,matching=2"}
+    )
     max_image_size: Optional[int] = field(
         default=None, metadata={"help": "pixels that the bins span, whatever the picture's size (512)"}
     )
@@ -345,7 +348,16 @@ class PretrainTask(OFATask):
     builder = VisionLanguageBuilder
     counted = ("clamped_boxes", "empty_boxes", "empty_detections")
     own_to_a_run = (
-        *("text_data", "image_data", "detection_data", "neg_sample_dir", "kinds", "mixture", "pretrain_seed"),
+        *(
+            "text_data",
+            "image_data",
+            "detection_data",
+            "neg_sample_dir",
+            "kinds",
+            "kind_weights",
+            "mixture",
+            "pretrain_seed",
+        ),
         *("text_selected_cols", "image_selected_cols", "detection_selected_cols", "instruction", "columns"),
     )
     defaults = PRETRAIN_DEFAULTS
@@ -375,8 +387,22 @@ class PretrainTask(OFATask):
             if kind not in KINDS:
                 raise UserError(f"--kinds {cfg.kinds}: {kind!r} is none of {', '.join(KINDS)}")
         self._proportions()
+        self._weights()
         self._names: tuple[str, ...] | None = None
         self._rows_of_file: dict[str, int] = {}
+
+    def _weights(self) -> dict[str, float]:
+        """What `--kind-weights` says."""
+        weights = {}
+        for item in (self.cfg.kind_weights or "").split(",") if self.cfg.kind_weights else ():
+            kind, _, number = item.partition("=")
+            try:
+                weights[kind] = float(number)
+            except ValueError:
+                weights[kind] = -1.0
+            if kind not in KINDS or not 0 < weights[kind] < math.inf:
+                raise UserError(f"--kind-weights {item}: write KIND=NUMBER above 0, KIND one of {', '.join(KINDS)}")
+        return weights
 
     def _proportions(self) -> dict[str, int]:
         """Rows of each source in a unit of the mixture."""
@@ -471,7 +497,7 @@ class PretrainTask(OFATask):
         parts, names = {}, self._kinds_of_run()
         proportions = self._proportions()
         for number, (name, store) in enumerate(opened.items()):
-            dataset = self._dataset(store, name, split, True, names, stream=number)
+            dataset = self._dataset(store, name, split, True, names, weights=self._weights(), stream=number)
             if not len(dataset):
                 raise UserError(f"{store.path}: it has no row for --kinds {self.cfg.kinds}")
             parts[name] = Part(dataset, proportions[name], SOURCES[name].share)

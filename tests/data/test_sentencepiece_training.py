@@ -63,7 +63,7 @@ def test_errors_name_the_flag_and_write_nothing(text, tmp_path):
     with pytest.raises(UserError, match="nope.tsv: no such file"):
         train_bpe(out, [(tmp_path / "nope.tsv", [0])], 400)
     (tmp_path / "blank.tsv").write_text("0\t \n1\t&&\n")
-    with pytest.raises(UserError, match=r"blank.tsv: no text in column 1: check --columns"):
+    with pytest.raises(UserError, match=r"blank.tsv, columns 1: no text: check --columns"):
         train_bpe(out, [(tmp_path / "blank.tsv", [1])], 400)
     assert not out.exists()
 
