@@ -7,6 +7,7 @@ token outside the set is absent rather than -inf, so that a confidence of 0 cann
 
 # no `from __future__ import annotations`: fairseq's parser needs the configuration's types as types, not as text
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
@@ -93,14 +94,16 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
             sample: `net_input`, `target` int64[B, T], `ntokens`, and optionally `conf` float[B], and either
                 `allowed_tokens` int64[N] with `allowed_counts` int64[B, T] (ids admissible at each position, row-major;
                 a count of 0 leaves the position free) or the official `constraint_masks` bool[B, T, V].
-                A mixture is {"parts": {name: such a sample}}, or the official list or tuple of two.
+                A mixture is {"parts": {name: such a sample}}, with `shares` {name: weight in the sum, 1 unless given},
+                or the official list or tuple of two. With `kinds` int64[B] and `kind_names`, in every part, what is
+                logged of each part is logged of each kind of example instead.
             update_num: updates done so far; `--drop-worst-after` counts them.
             reduce: False gives the losses of the N scored tokens instead of their sum (not of a mixture).
 
         Returns:
             loss (nats, summed), sample size (tokens scored, or sentences under `--sentence-avg`), and what to log: the
-            same keys in the same order and of the same kind for every batch. A mixture's loss is the sum of its parts'
-            means, and its sample size 1.
+            same keys in the same order and of the same kind for every batch. A mixture's loss is the weighted sum of
+            its parts' means, and its sample size 1.
 
         Raises:
             UserError: a target is outside its admissible set.
@@ -108,16 +111,16 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         if isinstance(sample, (list, tuple)):  # the official form
             sample = {"parts": {f"v{number}": part for number, part in enumerate(sample, 1)}}
         if "parts" in sample:
-            return self.mixture(model, sample["parts"], update_num)
+            return self.mixture(model, sample["parts"], update_num, sample.get("shares", {}))
         if self.cfg.use_rdrop:
             sample = doubled(sample)
         losses, log = self.token_losses(model(**sample["net_input"])[0], sample, update_num)
         return losses.sum() if reduce else losses, log["sample_size"], log
 
     def mixture(
-        self, model: Any, parts: dict[str, dict[str, Any]], update_num: int
+        self, model: Any, parts: dict[str, dict[str, Any]], update_num: int, shares: Mapping[str, float]
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The sum of the parts' mean losses; logs these means, and beside them each part's sum and size."""
+        """The sum of share * mean loss over the parts; logs these means, and each part's, or kind's, sum and size."""
         if self.cfg.use_rdrop:
             parts = {name: doubled(part) for name, part in parts.items()}
         inputs = {name: part["net_input"] for name, part in parts.items()}
@@ -128,24 +131,28 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         logs, loss = {}, torch.zeros(())
         for name, part in parts.items():
             losses, logs[name] = self.token_losses(outputs[name][0], part, update_num)
-            loss = losses.sum() / max(logs[name]["sample_size"], 1) + loss.to(losses)
+            loss = shares.get(name, 1.0) * losses.sum() / max(logs[name]["sample_size"], 1) + loss.to(losses)
 
-        def added(key: str, mean: bool = False) -> Any:
-            return sum(log[key] / max(log["sample_size"], 1) if mean else log[key] for log in logs.values())
+        def added(key: str) -> Any:
+            return sum(log[key] for log in logs.values())
 
         log = {
             "loss": loss.detach(),
-            "nll_loss": added("nll_loss", mean=True),
+            "nll_loss": sum(
+                shares.get(name, 1.0) * log["nll_loss"] / max(log["sample_size"], 1) for name, log in logs.items()
+            ),
             "ntokens": added("ntokens"),
             "nsentences": added("nsentences"),
             "sample_size": 1,
             "nscored": 1,  # nll_loss is a mean already
-            **{f"loss_{name}": log["loss"] for name, log in logs.items()},
-            **{f"sample_size_{name}": log["sample_size"] for name, log in logs.items()},
         }
         if self.cfg.report_accuracy:
             log |= {key: added(key) for key in ("n_correct", "n_ranked")}
-        return loss, 1, log
+        kinds = [key for key in logs[first] if key not in log]
+        if kinds:
+            return loss, 1, log | {key: added(key) for key in kinds}
+        log |= {f"loss_{name}": log["loss"] for name, log in logs.items()}
+        return loss, 1, log | {f"sample_size_{name}": log["sample_size"] for name, log in logs.items()}
 
     def token_losses(self, logits: Tensor, sample: dict[str, Any], update_num: int) -> tuple[Tensor, dict[str, Any]]:
         """The losses float[N] of the tokens that count, and what `forward` logs of one batch.
@@ -156,11 +163,12 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         """
         target = sample["target"]
         positions = self.scored_positions(target)
+        rows = positions.div(target.size(1), rounding_mode="floor")
         confidence = sample.get("conf")
         if confidence is None:
             weight = torch.ones_like(positions)
         else:
-            weight = confidence[positions.div(target.size(1), rounding_mode="floor")]
+            weight = confidence[rows]
         weight = weight.to(torch.promote_types(logits.dtype, torch.float32))
         scores = self.score_tokens(logits, target, positions, weight, sample)
 
@@ -169,7 +177,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         losses = (1 - self.cfg.label_smoothing - spread_share) * nll - spread_share * scores.total * weight
         kept = self.kept(losses.detach(), update_num)
         if kept is not None:
-            losses, nll, scores = losses[kept], nll[kept], TokenScores(*(column[kept] for column in scores))
+            losses, nll, rows = losses[kept], nll[kept], rows[kept]
+            scores = TokenScores(*(column[kept] for column in scores))
         losses = losses + scores.extra
 
         scored = losses.numel()
@@ -183,6 +192,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         }
         if self.cfg.report_accuracy:
             log |= {"n_correct": (scores.target >= scores.best).sum(), "n_ranked": scored}
+        if "kind_names" in sample:
+            log |= by_kind(sample["kinds"], sample["kind_names"], rows, losses.detach(), scores)
         return losses, log
 
     def scored_positions(self, target: Tensor) -> Tensor:
@@ -254,15 +265,28 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         Keys that it does not know are left to the task.
         """
         names = ["loss", "nll_loss", "ntokens", "nsentences", "sample_size", "nscored", "n_correct", "n_ranked"]
-        parts = [key.removeprefix("loss_") for key in next(iter(logging_outputs), {}) if key.startswith("loss_")]
-        names += [f"{kind}_{part}" for part in parts for kind in ("loss", "sample_size")]
+        logged = next(iter(logging_outputs), {})
+        parts = [key.removeprefix("loss_") for key in logged if key.startswith("loss_")]  # or kinds
+        names += [f"{what}_{part}" for part in parts for what in ("loss", "sample_size", "n_correct", "nsentences")]
         totals = {key: sum(log.get(key, 0) for log in logging_outputs) for key in names}
         size, scored = max(totals["sample_size"], 1), max(totals["nscored"], 1)
         metrics.log_scalar("loss", totals["loss"] / size, size, round=3)
         for part in parts:
-            of_part = max(totals[f"sample_size_{part}"], 1)
-            metrics.log_scalar(f"loss_{part}", totals[f"loss_{part}"] / of_part, of_part, round=3)
-            metrics.log_scalar(f"sample_size_{part}", totals[f"sample_size_{part}"], 1, round=3)
+            size_of_part = totals[f"sample_size_{part}"]
+
+            def mean(key: str, part: str = part, size: Any = size_of_part) -> Any:
+                return totals[f"{key}_{part}"] / max(size, 1)
+
+            metrics.log_scalar(f"loss_{part}", mean("loss"), size_of_part, round=3)
+            if f"nsentences_{part}" in logged:
+                sentences = totals[f"nsentences_{part}"]
+                metrics.log_scalar(f"accuracy_{part}", 100.0 * mean("n_correct"), size_of_part, round=2)
+                metrics.log_scalar(
+                    f"share_{part}", sentences / max(totals["nsentences"], 1), totals["nsentences"], round=3
+                )
+                metrics.log_speed(f"per_second_{part}", sentences, round=1)
+            else:
+                metrics.log_scalar(f"sample_size_{part}", size_of_part, 1, round=3)
         metrics.log_scalar("nll_loss", totals["nll_loss"] / scored, scored, round=3)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg, base=math.e))
         for key in ("ntokens", "nsentences", "sample_size"):
@@ -275,6 +299,36 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """True: the logs of all workers may be added before `reduce_metrics`."""
         return True
+
+
+def by_kind(
+    kinds: Tensor, names: Sequence[str], rows: Tensor, losses: Tensor, scores: TokenScores
+) -> dict[str, Tensor]:
+    """What is logged of each kind of example: loss, tokens, tokens ranked first, examples; float[] each.
+
+    Args:
+        kinds: int64[B], each row's kind as an index into `names`.
+        names: K of them, the same in every batch of a run.
+        rows: int64[N], the row of each token.
+        losses, scores: float[N] of these tokens.
+    """
+
+    def summed(values: Tensor, of: Tensor) -> Tensor:
+        return values.new_zeros(len(names)).index_add_(0, of, values)
+
+    kinds, losses = kinds.to(losses.device), losses.float()
+    of_tokens, ones = kinds[rows], torch.ones_like(losses)
+    columns = {
+        "loss": summed(losses, of_tokens),
+        "sample_size": summed(ones, of_tokens),
+        "n_correct": summed((scores.target >= scores.best).to(losses), of_tokens),
+        "nsentences": summed(torch.ones_like(kinds, dtype=losses.dtype), kinds),
+    }
+    return {
+        f"{key}_{name}": value
+        for key, column in columns.items()
+        for name, value in zip(names, column.unbind(), strict=True)
+    }
 
 
 def smallest(losses: Tensor, drop: float, update_num: int, after: int, paired: bool) -> Tensor | None:
@@ -301,9 +355,10 @@ def doubled(sample: dict[str, Any]) -> dict[str, Any]:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
 
     net_input = {name: twice(value) for name, value in sample["net_input"].items()}
-    kept = ("target", "conf", "allowed_tokens", "allowed_counts", "constraint_masks")
+    kept = ("target", "conf", "allowed_tokens", "allowed_counts", "constraint_masks", "kinds")
     rest = {name: twice(sample[name]) for name in kept if name in sample}
-    return {"net_input": net_input, "ntokens": 2 * sample["ntokens"], **rest}
+    names = {"kind_names": sample["kind_names"]} if "kind_names" in sample else {}
+    return {"net_input": net_input, "ntokens": 2 * sample["ntokens"], **rest, **names}
 
 
 def check_share(flag: str, value: float) -> None:

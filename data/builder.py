@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import BadRow
@@ -33,6 +34,7 @@ class Builder:
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
+    instructions: ClassVar[tuple[str, ...]] = ()  # fixed texts of its sources, {} where a row's own text stands
     required: ClassVar[int | None] = None  # columns beyond this many may be left out of --selected-cols
     selected: ClassVar[Mapping[str, str]] = {}  # official default of --selected-cols, by split
 
@@ -62,6 +64,13 @@ class Builder:
         """An `Example` of row `index`; `parts` are the rest of its fields."""
         return Example(row=index, uniq_id=uniq_id, place=f"{self.store.path}:{self.store.line(index)}", **parts)
 
+    def picture(self, index: int, cell: str, column: str = "image") -> Image.Image:
+        """The picture of a cell as it is stored, RGB; one that cannot be read is a `BadRow`."""
+        try:
+            return self.pictures.reader(cell)
+        except ImageProblem as problem:
+            raise self.bad(index, column, problem.reason, problem.remedy) from None
+
     def image(self, index: int, cell: str, column: str = "image") -> Tensor:
         """The picture of a cell as uint8[3, S, S]; a picture that cannot be read is a `BadRow`."""
         try:
@@ -69,11 +78,31 @@ class Builder:
         except ImageProblem as problem:
             raise self.bad(index, column, problem.reason, problem.remedy) from None
 
-    def source(self, text: str) -> Tensor:
-        """int64[S]: bos, the instruction's ids, eos."""
+    def placeholder(self, index: int, bad: BadRow) -> Example:
+        """What stands in a batch for a bad row that is to be reported: nothing to learn from, nothing to score."""
         codec = self.codec
-        return torch.cat([torch.tensor([codec.bos]), codec.encode(text), torch.tensor([codec.eos])])
+        try:
+            uniq_id = getattr(self.store[index], "id", None)
+        except BadRow:
+            uniq_id = None
+        uniq_id = str(self.store.line(index)) if uniq_id is None else uniq_id
+        nothing = {"source": self.source(), "target": torch.tensor([codec.pad]), "image": self.blank()}
+        return self.example(index, uniq_id, error=str(bad), **nothing)
 
-    def target(self, text: str, max_tokens: int | None = None) -> Tensor:
-        """int64[T]: the ids of `text`, at most `max_tokens`, then eos."""
-        return torch.cat([self.codec.encode(text, max_tokens), torch.tensor([self.codec.eos])])
+    def blank(self) -> Tensor | None:
+        """A picture of the size that the batch has; None for a task without images."""
+        if self.pictures is None:
+            return None
+        return torch.zeros(3, self.pictures.patch.size, self.pictures.patch.size, dtype=torch.uint8)
+
+    def source(self, *pieces: str | Tensor) -> Tensor:
+        """int64[S]: bos, the ids of the pieces (texts, and ids as they are: box or image tokens), eos."""
+        return torch.cat([torch.tensor([self.codec.bos]), *map(self._ids, pieces), torch.tensor([self.codec.eos])])
+
+    def target(self, *pieces: str | Tensor, max_tokens: int | None = None) -> Tensor:
+        """int64[T]: the ids of the pieces, at most `max_tokens`, then eos."""
+        ids = torch.cat([torch.tensor([], dtype=torch.int64), *map(self._ids, pieces)])[:max_tokens]
+        return torch.cat([ids, torch.tensor([self.codec.eos])])
+
+    def _ids(self, piece: str | Tensor) -> Tensor:
+        return self.codec.encode(piece) if isinstance(piece, str) else piece

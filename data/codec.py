@@ -10,6 +10,7 @@ Three kinds of text vocabulary, each a folder given as `--bpe-dir`:
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -17,13 +18,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import sentencepiece
 import torch
 from fairseq.data import Dictionary
 from torch import LongTensor, Tensor
 
 from ..errors import UserError
-from .wordpiece import WordPiece
+from .wordpiece import CONTINUED, WordPiece
 
 try:
     import tiktoken
@@ -192,6 +194,21 @@ class Codec:
         """Image codes in 0 .. code_dict_size - 1 to ids, int64[N]. Raises ValueError outside of that."""
         return self._offset("code", codes, self.code_dict_size, self.code0, "--code-dict-size")
 
+    def word_starts(self, ids: Tensor) -> Tensor:
+        """Which of int64[N] ids begin a word, bool[N]: tokens of text that decode to a space and what follows it.
+
+        Of a "bert" vocabulary every piece that does not continue a word. No special token, bin or code begins one.
+        """
+        return torch.from_numpy(self._begins_word[ids.numpy()])
+
+    @functools.cached_property
+    def _begins_word(self) -> np.ndarray:
+        """bool[V], by id."""
+        begins = np.zeros(len(self.dictionary), dtype=bool)
+        for token in range(self.dictionary.nspecial, self.mask):
+            begins[token] = self.tokenizer.begins_word(self.dictionary.symbols[token])
+        return begins
+
     def decode(self, ids: Tensor | Iterable[int]) -> str:
         """Ids to text; bos, pad and eos vanish, `<bin_3>`, `<code_7>`, `<mask>` and `<unk>` stand as they are.
 
@@ -241,6 +258,9 @@ class _Tokenizer(Protocol):
     def decode(self, symbols: Iterable[str]) -> str:
         """Dictionary symbols to text."""
 
+    def begins_word(self, symbol: str) -> bool:
+        """Whether a symbol of dict.txt stands for the beginning of a word."""
+
 
 class _Bytes:
     """Decodes by joining what symbols mean in bytes, which lets other symbols stand between the tokenizer's own."""
@@ -252,6 +272,10 @@ class _Bytes:
         meaning = self.symbol_bytes
         parts = [meaning[s] if s in meaning else s.encode("utf-8", "replace") for s in symbols]
         return b"".join(parts).decode("utf-8", errors="replace")
+
+    def begins_word(self, symbol: str) -> bool:
+        """Whether a symbol is a token whose text begins with a space."""
+        return self.symbol_bytes.get(symbol, b"").startswith(b" ")
 
 
 class _SentencePiece(_Bytes):
@@ -318,6 +342,10 @@ class _BERT(WordPiece):
                 f"{name}/dict.txt lacks {len(missing)} of the {len(pieces)} pieces of vocab.txt (the first is "
                 f"{missing[0]!r}): give the folder whose files belong together as --bpe-dir"
             )
+
+    def begins_word(self, symbol: str) -> bool:
+        """Whether a piece stands at the beginning of a word."""
+        return not symbol.startswith(CONTINUED)
 
 
 class _GPT2(_Bytes):

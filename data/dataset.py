@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,22 @@ from ..errors import BadRow, UserError
 from .builder import Builder
 from .example import Example, collate
 
+REPLACEMENTS = 100  # rows that are tried in the place of a bad one
 SORT_WINDOW = 64  # training batches within which rows are sorted by length: little padding, still shuffled
+
+
+class Item(NamedTuple):
+    """What became of a row: the examples to use, and the rows that are bad."""
+
+    examples: list[Example]
+    bad: list[BadRow]
 
 
 class OFADataset(FairseqDataset):
     """The rows of one split.
 
-    An item is the list of examples built from a row, or the `BadRow` that says why there is none: workers hand bad
-    rows back as values, so that the main process reports them as one line (`raise_bad_rows`).
+    An item is what was built from a row (`Item`). Workers hand bad rows back as values, so that the main process deals
+    with them: it stops (`raise_bad_rows`), or notes that another row has taken the place of a bad one.
 
     Args:
         builder: builds the examples, and holds the file.
@@ -29,6 +37,10 @@ class OFADataset(FairseqDataset):
         image_tokens: patches of a picture, for `--max-tokens`.
         text_tokens: most tokens that instruction and target can have, for `--max-tokens`.
         imagenet_mean: see `collate`.
+        kinds: the kinds of example that a batch may hold, the same in all batches of a run; empty: one without a name.
+        on_bad: what a bad row becomes: "stop", nothing; "replace", the next good row; "report", an empty example.
+        rows: int64[N], the rows of the file to use; all of them by default.
+        stream: tells the draws of this file from those of others in the same run.
     """
 
     def __init__(
@@ -40,37 +52,71 @@ class OFADataset(FairseqDataset):
         image_tokens: int,
         text_tokens: int,
         imagenet_mean: bool = False,
+        kinds: tuple[str, ...] = (),
+        on_bad: str = "stop",
+        rows: np.ndarray | None = None,
+        stream: int | None = None,
     ):
         super().__init__()
         self.builder, self.split, self.seed = builder, split, seed
         self.shuffle, self.imagenet_mean = shuffle, imagenet_mean
+        self.kinds, self.on_bad, self.rows = kinds, on_bad, rows
+        self._stream = () if stream is None else (stream,)
         self.epoch = torch.ones(1, dtype=torch.int64).share_memory_()  # persistent workers must see it change
         # Rows are not read to be measured: 3 bytes of a row make at most about one token.
-        self._lengths = image_tokens + np.minimum(text_tokens, builder.store.row_bytes // 3 + 2)
+        row_bytes = builder.store.row_bytes if rows is None else builder.store.row_bytes[rows]
+        self._lengths = image_tokens + np.minimum(text_tokens, row_bytes // 3 + 2)
         self.num_shards = 1
 
     def __len__(self) -> int:
-        return len(self.builder.store)
+        return len(self._lengths)
 
-    def __getitem__(self, index: int) -> list[Example] | BadRow:
-        index = int(index)
-        draw = np.random.default_rng((self.seed, int(self.epoch), index))
+    def __getitem__(self, index: int) -> Item:
+        return self.item(int(index), int(self.epoch))
+
+    def item(self, index: int, epoch: int) -> Item:
+        """What row `index` gives in an epoch."""
         try:
-            return list(self.builder.examples(index, self.builder.store[index], draw))
+            return Item(self._examples(index, epoch), [])
         except BadRow as bad:
-            return bad
+            return self._instead(index, epoch, bad)
 
-    def collater(self, samples: list[list[Example] | BadRow]) -> dict[str, Any]:
-        """Batches what `__getitem__` gave; with a bad row among them the batch is only the report of it."""
+    def _examples(self, index: int, epoch: int) -> list[Example]:
+        row = index if self.rows is None else int(self.rows[index])
+        draw = np.random.default_rng((self.seed, epoch, row, *self._stream))
+        return list(self.builder.examples(row, self.builder.store[row], draw))
+
+    def _instead(self, index: int, epoch: int, bad: BadRow) -> Item:
+        if self.on_bad == "report":
+            row = index if self.rows is None else int(self.rows[index])
+            return Item([self.builder.placeholder(row, bad)], [bad])
+        if self.on_bad == "replace":
+            for step in range(1, min(REPLACEMENTS, len(self))):
+                try:
+                    return Item(self._examples((index + step) % len(self), epoch), [bad])
+                except BadRow:
+                    continue  # it is reported when it is its turn
+        return Item([], [bad])
+
+    def collater(self, samples: list[Item]) -> dict[str, Any]:
+        """Batches what `__getitem__` gave; where a bad row has no stand-in the batch is only the report of it."""
         if not samples:
             return {}
-        bad_rows = [sample for sample in samples if isinstance(sample, BadRow)]
-        if bad_rows:
+        bad_rows = [bad for sample in samples for bad in sample.bad]
+        if not all(sample.examples for sample in samples):
             # net_input: without it fairseq-generate would pass over the batch in silence
             return {"bad_rows": bad_rows, "net_input": {}}
         codec = self.builder.codec
-        examples = [example for sample in samples for example in sample]
-        return {"split": self.split, **collate(examples, codec.bos, codec.pad, self.imagenet_mean)}
+        examples = [example for sample in samples for example in sample.examples]
+        batch = {
+            "split": self.split,
+            "bad_rows": bad_rows,
+            **collate(examples, codec.bos, codec.pad, self.imagenet_mean),
+        }
+        if self.kinds:
+            batch["kinds"] = torch.tensor([self.kinds.index(example.kind) for example in examples])
+            batch["kind_names"] = self.kinds
+        return batch
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that randomness depends on; splits that do not shuffle stay at epoch 1."""
@@ -134,11 +180,11 @@ class OFADataset(FairseqDataset):
                 start, longest = position, int(self._lengths[index])
         batches.append(indices[start:])
         if self.shuffle:
-            _split_to_multiple(batches, self.num_shards)
+            split_to_multiple(batches, self.num_shards)
         return batches
 
 
-def _split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
+def split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
     """Halves the largest batches until their number is a multiple, as far as batches of two rows allow."""
     while len(batches) % multiple:
         largest = max(range(len(batches)), key=lambda number: len(batches[number]))
@@ -149,9 +195,9 @@ def _split_to_multiple(batches: list[np.ndarray], multiple: int) -> None:
 
 
 def raise_bad_rows(batch: dict[str, Any]) -> None:
-    """Raises the first bad row that a worker found in this batch, saying how many more there are."""
+    """Raises the first bad row of a batch that has nothing in its place, saying how many more there are."""
     bad_rows = batch.get("bad_rows") if batch else None
-    if bad_rows:
+    if bad_rows and not (batch["net_input"] if "net_input" in batch else batch["parts"]):
         first = bad_rows[0]
         if len(bad_rows) > 1:
             more = f"{first.remedy} ({len(bad_rows) - 1} more bad rows in this batch)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +26,14 @@ class Example:
         prompt: int64[P], what the decoder is given before it answers, beginning with bos; None: bos alone.
         image: uint8[3, h, w], or None for a text task.
         confidence: weight of the example's loss.
+        kind: which of its task's kinds of example it is, where the task has several.
+        writes_codes: whether the target is image codes, which the decoder gives positions on a grid.
+        unscored: how many positions the target begins with that have no loss; its eos always has.
+        hole: side in pixels of the square in the middle of the picture that the model must not see.
+        notes: what was put right on the way, in words.
+        scale: pixels of `image` for each pixel of the stored picture, along x and y.
+        error: why the row could not be used, where bad rows are reported in their place; else None.
+        counts: what was put right on the way, e.g. {"clamped_boxes": 1}; the log adds these up.
         allowed: for each target position the ids that a closed answer set admits there; None: no closed set.
         reference: rides along, untouched, to the metric; None: no reference.
         reference_tokens: int64[R], its printable form for the `T-` line of `fairseq-generate`; None: the target.
@@ -37,6 +47,14 @@ class Example:
     prompt: Tensor | None = None
     image: Tensor | None = None
     confidence: float = 1.0
+    kind: str = ""
+    writes_codes: bool = False
+    unscored: int = 0
+    hole: int = 0
+    notes: tuple[str, ...] = ()
+    scale: tuple[float, float] = (1.0, 1.0)
+    error: str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
     allowed: list[list[int]] | None = None
     reference: Any = None
     reference_tokens: Tensor | None = None
@@ -59,22 +77,27 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
     training step as a dummy.
 
     Args:
-        examples: at least one; either all or none have an image, and all images have the same size.
+        examples: at least one; either all or none have an image, and all images have the same size. Either all or none
+            write codes.
         bos: id that starts the decoder's input.
         pad: id of padding.
         imagenet_mean: normalise with ImageNet's mean and deviation instead of 0.5 and 0.5.
 
     Returns:
-        `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], and for images
-        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B]), `target` int64[B, T] (pad within the prompt),
-        `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B], `id`
-        int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
-        (the ids allowed at each position, row after row; a count of 0 leaves the position free), and the lists
-        `uniq_ids`, `places`, `references`, `reference_tokens`.
+        `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], for images
+        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B], for image codes `code_masks` bool[B]), `target`
+        int64[B, T] (pad within the prompt), `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B],
+        `id` int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
+        (the ids allowed at each position, row after row; a count of 0 leaves the position free), the lists `uniq_ids`,
+        `places`, `references`, `reference_tokens`, `scales`, `errors` and `notes`, and `counts`, added up.
     """
     prompts = [torch.tensor([bos]) if example.prompt is None else example.prompt for example in examples]
     pairs = list(zip([example.target for example in examples], prompts, strict=True))
     target = pad_right([pad_left(target, len(prompt) - 1, pad) for target, prompt in pairs], pad)  # [B, T]
+    for row, example in enumerate(examples):
+        if example.unscored:
+            start = len(prompts[row]) - 1
+            target[row, start : start + min(example.unscored, len(example.target) - 1)] = pad
     previous = pad_right([torch.cat([prompt, target[:-1]]) for target, prompt in pairs], pad)  # [B, T]
     net_input = {
         "src_tokens": pad_right([example.source for example in examples], pad),
@@ -83,7 +106,13 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
     }
     if examples[0].image is not None:
         net_input["patch_images"] = normalise(torch.stack([example.image for example in examples]), imagenet_mean)
+        for row, example in enumerate(examples):
+            if example.hole:  # the mean colour, which no uint8 is
+                top, left = ((side - example.hole) // 2 for side in example.image.shape[1:])
+                net_input["patch_images"][row, :, top : top + example.hole, left : left + example.hole] = 0
         net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
+    if examples[0].writes_codes:
+        net_input["code_masks"] = torch.ones(len(examples), dtype=torch.bool)
     allowed_tokens, allowed_counts = _allowed(examples, [len(prompt) - 1 for prompt in prompts], target.shape)
     return {
         "id": torch.tensor([example.row for example in examples]),
@@ -98,6 +127,10 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         "uniq_ids": [example.uniq_id for example in examples],
         "places": [example.place for example in examples],
         "references": [example.reference for example in examples],
+        "errors": [example.error for example in examples],
+        "scales": [example.scale for example in examples],
+        "notes": [note for example in examples for note in example.notes],
+        "counts": dict(sum((Counter(example.counts) for example in examples), Counter())),
         "reference_tokens": [
             example.target if example.reference_tokens is None else example.reference_tokens for example in examples
         ],

@@ -163,9 +163,7 @@ class PatchImage:
         """An RGB picture to uint8[3, S, S]."""
         if self.backend == "fast":
             return self.resize(np.array(image))
-        square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        channels = b"".join([square.tobytes("raw", channel) for channel in "RGB"])  # planes, without a transpose
-        return torch.frombuffer(bytearray(channels), dtype=torch.uint8).view(3, self.size, self.size)
+        return pixels(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def resize(self, pixels: np.ndarray) -> Tensor:
         """uint8[H, W, 3] to uint8[3, S, S] by torch, with antialiasing."""
@@ -217,6 +215,12 @@ class PictureLoader:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             return None
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """An RGB picture to uint8[3, h, w], its size kept."""
+    channels = b"".join([image.tobytes("raw", channel) for channel in "RGB"])  # planes, without a transpose
+    return torch.frombuffer(bytearray(channels), dtype=torch.uint8).view(3, image.height, image.width)
 
 
 def normalise(batch: Tensor, imagenet: bool = False) -> Tensor:

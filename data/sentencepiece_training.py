@@ -19,22 +19,27 @@ from .tsv import TSVStore
 logger = logging.getLogger(__name__)
 
 _CONFIDENCE = re.compile(r"\s*[0-9.]+\|!\+")  # of an answer: `0.6|!+yes`
+_BOX = re.compile(r"\s*[0-9.]+(,[0-9.]+){3}\s*")  # in the column that has answers in other rows of pretraining
 
 
 def train_bpe(
-    out: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]], columns: Sequence[int], vocab_size: int = 8000
+    out: str | os.PathLike[str],
+    files: Sequence[tuple[str | os.PathLike[str], Sequence[int]]],
+    vocab_size: int = 8000,
+    instructions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Learns byte-pair encoding from columns of TSV files.
 
-    References joined by `&&` are texts of their own, and an answer loses its `confidence|!+`. Each text is learned as
-    written and in lower case, since tasks lower some texts and not others. Spaces stay as they are (no normalisation,
-    no dummy prefix), and a character outside the vocabulary is spelled in bytes, so decoding gives back what was
-    encoded. The same text gives the same files to the byte: merges are counted, nothing is drawn, one thread.
+    References joined by `&&` are texts of their own, an answer loses its `confidence|!+`, and a box `x0,y0,x1,y1` is
+    no text. Each text is learned as written and in lower case, since tasks lower some texts and not others. Spaces
+    stay as they are (no normalisation, no dummy prefix), and a character outside the vocabulary is spelled in bytes,
+    so decoding gives back what was encoded. The same text gives the same files to the byte: merges are counted,
+    nothing is drawn, one thread.
 
     Args:
         out: folder for the two files, made if missing.
-        files: TSV files.
-        columns: their columns of text, counted from 0.
+        files: TSV files, each with its columns of text, counted from 0.
+        instructions: texts that every example will begin with, learned as if each stood before its share of them.
         vocab_size: pieces wanted, 257 of them bytes and the unknown piece. A text too small for it gives fewer.
 
     Returns:
@@ -46,11 +51,12 @@ def train_bpe(
     folder = Path(out)
     if any((folder / name).exists() for name in ("encoder.json", "vocab.bpe", "vocab.txt")):
         raise UserError(f"{folder} holds another kind of vocabulary, which would lose its dict.txt: name a new folder")
-    texts = [text for file in files for text in _texts(file, columns)]
+    texts = [text for file, columns in files for text in _texts(file, columns)]
     if not texts:
-        named = ", ".join(map(str, files))
-        raise UserError(f"{named}: no text in column {','.join(map(str, columns))}: check --columns, counted from 0")
-    model = _learn(texts, vocab_size)
+        named = ", ".join(f"{file}, columns {','.join(map(str, columns))}" for file, columns in files)
+        raise UserError(f"{named}: no text: check --columns, counted from 0")
+    repeated = [text for text in instructions for _ in range(1 + len(texts) // len(instructions))]
+    model = _learn([*texts, *repeated], vocab_size)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not processor.is_unknown(i)]
     try:
@@ -77,6 +83,8 @@ def _texts(file: str | os.PathLike[str], columns: Sequence[int]) -> Iterator[str
     for row in TSVStore(file, [f"column_{column}" for column in columns], columns, flag="--columns"):
         for cell in row:
             for text in cell.split("&&"):
+                if _BOX.fullmatch(text):
+                    continue
                 words = _CONFIDENCE.sub("", text, count=1) if _CONFIDENCE.match(text) else text
                 if written := " ".join(words.split()):
                     yield f" {written}"

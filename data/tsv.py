@@ -114,19 +114,22 @@ class TSVStore(Sequence):
             IndexError: no such row.
             UserError: the file has changed since the store was opened.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index}")
         cells = self._cells(index)
         self._check_row(index, cells)
         values: list[str | None] = [None] * len(self.columns)
         for field, column in enumerate(self._selected):
-            try:
-                values[field] = cells[column].decode("utf-8")
-            except UnicodeDecodeError as error:
-                reason = f"byte 0x{error.object[error.start]:02x} after {error.start} bytes is not UTF-8"
-                line, name = self.line(index), self.columns[field]
-                raise BadRow(self.path, line, name, reason, "save the file as UTF-8") from error
+            values[field] = self._decoded(index, self.columns[field], cells[column])
         return _row_type(self.columns)(*values)
+
+    def text(self, index: int) -> str:
+        """Row `index` as it stands, without its line end: for a file of plain lines, where a tab is text.
+
+        Raises:
+            BadRow: bytes that are no UTF-8.
+            IndexError: no such row.
+            UserError: the file has changed since the store was opened.
+        """
+        return self._decoded(index, "row", self._row(index))
 
     @property
     def row_bytes(self) -> np.ndarray:
@@ -168,8 +171,21 @@ class TSVStore(Sequence):
             reason = f"{_count(len(cells))}, the file's first row has {self._width}"
             raise BadRow(self.path, line, "row", reason, likely)
 
+    def _decoded(self, index: int, column: str, cell: bytes) -> str:
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError as error:
+            reason = f"byte 0x{error.object[error.start]:02x} after {error.start} bytes is not UTF-8"
+            raise BadRow(self.path, self.line(index), column, reason, "save the file as UTF-8") from error
+
     def _cells(self, index: int) -> list[bytes]:
-        """The columns of row `index`; checks that a row is still where the index says."""
+        """The columns of row `index`."""
+        return self._row(index).split(b"\t")
+
+    def _row(self, index: int) -> bytes:
+        """The bytes of row `index`; checks that a row is still where the index says."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {index}")
         start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
         before = int(index > 0)  # the newline of the row before, and at the end our own
         raw = _pread(self._descriptor(), stop - start + before, start - before)
@@ -179,7 +195,7 @@ class TSVStore(Sequence):
         if not whole or raw.find(b"\n", before) != len(raw) - 1:
             raise UserError(f"{self.path} has changed since it was opened: leave it alone during a run; start again")
         row = raw[before:-1]
-        return (row[:-1] if row.endswith(b"\r") else row).split(b"\t")
+        return row.removesuffix(b"\r")
 
     def _descriptor(self) -> int:
         """This process's own descriptor; a forked worker opens the file anew."""

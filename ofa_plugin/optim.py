@@ -114,14 +114,19 @@ class OFAPolynomialDecay(FairseqLRScheduler):
 
     def total_updates(self) -> float | None:
         """Updates of the whole run; None while it depends on an epoch's length that is not known yet."""
-        if self.cfg.total_num_update:
-            return self.cfg.total_num_update
-        by_epochs = None
-        if self.cfg.max_epoch and _epoch_length is not None:
-            by_epochs = updates_in_epochs(_epoch_length, self.cfg.update_freq, self.cfg.max_epoch)
-        if self.cfg.max_update:
-            return self.cfg.max_update if by_epochs is None else min(self.cfg.max_update, by_epochs)
-        return by_epochs
+        return self.cfg.total_num_update or updates_of_run(
+            self.cfg.max_update, self.cfg.max_epoch, self.cfg.update_freq
+        )
+
+
+def updates_of_run(max_update: int, max_epoch: int, update_freq: Sequence[int]) -> int | None:
+    """Updates until training ends; None while that depends on an epoch's length that is not known, or never happens."""
+    by_epochs = None
+    if max_epoch and _epoch_length is not None:
+        by_epochs = updates_in_epochs(_epoch_length, update_freq, max_epoch)
+    if max_update:
+        return max_update if by_epochs is None else min(max_update, by_epochs)
+    return by_epochs
 
 
 def updates_in_epochs(num_batches: int, update_freq: Sequence[int], max_epoch: int) -> int:

@@ -102,7 +102,7 @@ def _make_data(out: Path, rows: dict[str, int]) -> None:
         (out / "data" / name / "shuffled.tsv").write_text(text, encoding="utf-8")
     print(f"{rows['train']} training and {rows['test']} held-out pictures of {SIDE} pixels in {out / 'data'}")
     files = [out / "data" / name / "train.tsv" for name in TASK]
-    summary = train_bpe(out / "bpe", files, columns=[2, 3], vocab_size=400)
+    summary = train_bpe(out / "bpe", [(file, [2, 3]) for file in files], vocab_size=400)
     print(f"a vocabulary of {summary['pieces']} pieces of their words in {out / 'bpe'}")
 
 

@@ -102,7 +102,7 @@ class AnsweringBuilder(Builder):
         if answer is None:
             target, allowed = torch.tensor([self.codec.pad]), None
         else:
-            target = self.target(f" {answer}", self.cfg.max_tgt_length)
+            target = self.target(f" {answer}", max_tokens=self.cfg.max_tgt_length)
             allowed = self.answer_set.trie.allowed(target.tolist()) if self.answer_set else None
         yield self.example(
             index,

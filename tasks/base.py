@@ -9,11 +9,12 @@ import functools
 import json
 import logging
 import math
+import time
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, List, Optional  # noqa: UP035  fairseq's parser reads these forms only
 
 import torch
 from fairseq import checkpoint_utils, metrics, utils
@@ -33,10 +34,16 @@ from ..data.files import DataFiles
 from ..data.image import PictureLoader
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import UserError
-from ..models.generation.constraints import ConstrainedGenerator, NonFiniteLogits, build_ensemble
+from ..models.generation.constraints import (
+    ConstrainedEnsemble,
+    ConstrainedGenerator,
+    NonFiniteLogits,
+    build_ensemble,
+)
 from ..models.generation.trie import Trie
-from .evaluation import Evaluation, offer_scoring
+from .evaluation import Evaluation, offer_scoring, typed_id
 from .interactive import Interactive
+from .ledger import Ledger
 from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
@@ -90,6 +97,13 @@ class OFATaskConfig(FairseqDataclass):
     use_latest_weights_to_init_ema: bool = field(
         default=False, metadata={"help": "start the average from that checkpoint's weights, not from its average"}
     )
+    max_bad_fraction: float = field(
+        default=0.001, metadata={"help": "training goes on, without them, while bad rows are at most this share"}
+    )
+    bad_rows: Optional[str] = field(
+        default=None,
+        metadata={"help": "at a bad row validation and generation stop (default), or report it in its place"},
+    )
     eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
     # Read by stock's get_batch_iterator: batches composed anew each epoch inside one iterator, whose workers live on.
     # Rotating over several files makes an iterator for each, and then they must not outlive it.
@@ -100,16 +114,21 @@ class OFATaskConfig(FairseqDataclass):
     seed: int = II("common.seed")
     path: Optional[str] = II("common_eval.path")
     results_path: Optional[str] = II("common_eval.results_path")
+    save_dir: str = II("checkpoint.save_dir")
     input: str = II("interactive.input")
     gen_subset: str = II("dataset.gen_subset")
     train_subset: str = II("dataset.train_subset")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    max_update: int = II("optimization.max_update")
+    max_epoch: int = II("optimization.max_epoch")
+    update_freq: List[int] = II("optimization.update_freq")  # noqa: UP006
     store_ema: bool = II("ema.store_ema")
 
 
 OWN_TO_A_RUN = {
     *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
-    *("rebuild_batches", "persistent_workers"),
+    *("max_update", "max_epoch", "update_freq"),
+    *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
     *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
 DEFAULTS = {
@@ -122,7 +141,28 @@ DEFAULTS = {
     "image_backend": "pil",
     "autocast": "none",
 }
+BAD_ROWS = ("stop", "report")
+MOST_NOTES = 20  # of what was put right in the data, in words
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a subset, and what is made of its rows.
+
+    Attributes:
+        name: tells it from the task's other files; "" where there is one.
+        path: of the TSV.
+        builder: makes its examples.
+        selected_cols: as the user gave them, or None for the builder's own.
+        flag: the option that they came from.
+    """
+
+    name: str
+    path: str
+    builder: type[Builder]
+    selected_cols: Optional[str]
+    flag: str
 
 
 class OFATask(Interactive, FairseqTask):
@@ -137,6 +177,9 @@ class OFATask(Interactive, FairseqTask):
     metric: ClassVar[type[Metric]]
     more_metrics: ClassVar[tuple[type[Metric], ...]] = ()
     evaluation_defaults: ClassVar[dict[str, Any]] = {}  # official generation settings of this task
+    defaults: ClassVar[dict[str, Any]] = {}  # of its own options, as `DEFAULTS`
+    own_to_a_run: ClassVar[tuple[str, ...]] = ()  # those of its options that a checkpoint does not pass on
+    counted: ClassVar[tuple[str, ...]] = ()  # the names under which its examples count what was put right in them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -150,6 +193,11 @@ class OFATask(Interactive, FairseqTask):
                 raise UserError(f"--{name.replace('_', '-')} {cfg[name]}: must be at least 1")
         if cfg.autocast not in AUTOCAST:
             raise UserError(f"--autocast {cfg.autocast}: one of {', '.join(AUTOCAST)}")
+        cfg.bad_rows = cfg.bad_rows or "stop"
+        if cfg.bad_rows not in BAD_ROWS:
+            raise UserError(f"--bad-rows {cfg.bad_rows}: one of {', '.join(BAD_ROWS)}")
+        if not 0 <= cfg.max_bad_fraction < 1:
+            raise UserError(f"--max-bad-fraction {cfg.max_bad_fraction}: a share of the rows, from 0 to less than 1")
         if cfg.uses_ema and not cfg.store_ema and not cfg.path:
             raise UserError("--uses-ema validates averaged weights: add --store-ema, which keeps them")
         self.uses_ema = cfg.uses_ema  # fairseq's trainer asks
@@ -164,7 +212,11 @@ class OFATask(Interactive, FairseqTask):
         self._source_dictionary = copy.copy(self.codec.dictionary)
         self.trie: Trie | None = None
         self.files: DataFiles | None = None
-        self.metrics: dict[str, tuple[Metric, ...]] = {}  # by subset: CIDEr depends on the subset's references
+        # by subset, since CIDEr depends on its references, then by kind
+        self.metrics: dict[str, dict[str, tuple[Metric, ...]]] = {}
+        self._ledger: Ledger | None = None
+        self._noted: set[str] = set()
+        self._pace: tuple[int, float, int, float] | None = None  # update and time of the latest step, and of the first
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
@@ -179,10 +231,14 @@ class OFATask(Interactive, FairseqTask):
         What was decided is written back into the run's configuration, so that its checkpoints remember it.
         """
         saved = saved_task_config(cfg.path) if cfg.path else {}
+        defaults = {**DEFAULTS, **cls.defaults}
         for name in cfg:
-            if name not in OWN_TO_A_RUN and (cfg[name] is None or cfg[name] is False):  # a switch is only switched on
+            if name in OWN_TO_A_RUN or name in cls.own_to_a_run:
+                if cfg[name] is None:
+                    cfg[name] = defaults.get(name)
+            elif cfg[name] is None or cfg[name] is False:  # a switch is only switched on
                 value = saved.get(name)
-                cfg[name] = DEFAULTS.get(name, cfg[name]) if value is None else value
+                cfg[name] = defaults.get(name, cfg[name]) if value is None else value
         task = cls(cfg)
         whole = cfg._get_parent()
         if whole is not None and "task" in whole:
@@ -243,15 +299,39 @@ class OFATask(Interactive, FairseqTask):
             task_cfg: the checkpoint's task configuration; `setup_task` has used it already.
             epoch: chooses among several training files.
         """
-        cfg = self.cfg
-        training = not cfg.path and split in cfg.train_subset.split(",")
+        training = not self.cfg.path and split in self.cfg.train_subset.split(",")
+        opened = {}
+        for source in self.sources(split, training, epoch):
+            columns = source.selected_cols or source.builder.selected["train" if training else "other"]
+            selected = parse_selected_cols(columns, source.flag)
+            store = TSVStore(source.path, source.builder.columns, selected, source.builder.required, source.flag)
+            opened[source.name] = store
+            logger.info("%s: %d rows of %s", split, len(store), source.path)
+        self.datasets[split] = self.dataset_of(opened, split, training, epoch)
+        if training:
+            rows = sum(map(len, opened.values()))
+            files = {store.path for store in opened.values()}
+            self._ledger = Ledger(self.cfg.save_dir, files, int(self.cfg.max_bad_fraction * rows), rows)
+
+    def sources(self, split: str, training: bool, epoch: int = 1) -> list[Source]:
+        """The files of a subset.
+
+        Args:
+            split: subset name.
+            training: whether it is trained on.
+            epoch: 1-based; chooses among several training files.
+        """
         path = self._data_files().path(split, training, epoch)
-        columns = cfg.selected_cols or self.builder.selected["train" if training else "other"]
-        store = TSVStore(path, self.builder.columns, parse_selected_cols(columns), self.builder.required)
-        self.datasets[split] = self.make_dataset(store, split, training, Path(path).parent)
-        logger.info("%s: %d rows of %s", split, len(store), path)
+        return [Source("", path, self.builder, self.cfg.selected_cols, "--selected-cols")]
+
+    def dataset_of(self, opened: dict[str, TSVStore], split: str, training: bool, epoch: int) -> FairseqDataset:
+        """The dataset of a subset's open files, which are those of `sources`."""
+        (store,) = opened.values()
+        dataset = self.make_dataset(store, split, training, Path(store.path).parent)
         if not training and self._scores():
-            self._prepare_metric(split, self.datasets[split].builder)
+            references = [dataset.builder.reference(store[index]) for index in range(len(store))]
+            self._prepare_metrics(split, {"": tuple(metric() for metric in self._scores())}, {"": references})
+        return dataset
 
     def make_dataset(
         self, store: Any, split: str, training: bool, root: Path | None, kind: type[OFADataset] = OFADataset
@@ -274,21 +354,31 @@ class OFATask(Interactive, FairseqTask):
             image_tokens=math.ceil(cfg.patch_image_size / PATCH_PIXELS) ** 2 if pictures else 0,
             text_tokens=cfg.max_src_length + cfg.max_tgt_length,
             imagenet_mean=cfg.imagenet_default_mean_and_std,
+            on_bad=self.on_bad(training),
         )
+
+    def on_bad(self, training: bool) -> str:
+        """What becomes of a bad row, see `OFADataset`."""
+        if training:
+            return "replace" if self.cfg.max_bad_fraction else "stop"
+        return self.cfg.bad_rows
 
     def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> Builder:
         """The builder of a split."""
         return self.builder(store, self.codec, self.cfg, training, pictures)
 
-    def _prepare_metric(self, split: str, builder: Builder) -> None:
-        references = [builder.reference(builder.store[index]) for index in range(len(builder.store))]
-        without = sum(reference is None for reference in references)
-        if without:
-            logger.info("%s: %d of %d rows have no reference and are not scored", split, without, len(references))
-        references = [reference for reference in references if reference is not None]
-        self.metrics[split] = tuple(metric() for metric in self._scores())
-        for metric in self.metrics[split]:
-            metric.prepare(references)
+    def _prepare_metrics(
+        self, split: str, metrics: dict[str, tuple[Metric, ...]], references: dict[str, list[Any]]
+    ) -> None:
+        """Takes a subset's metrics, by kind, and shows them the references of its rows, None where there is none."""
+        for kind, group in metrics.items():
+            known = [reference for reference in references[kind] if reference is not None]
+            if len(known) < len(references[kind]):
+                count = len(references[kind])
+                logger.info("%s: %d of %d rows have no reference and are not scored", split, count - len(known), count)
+            for metric in group:
+                metric.prepare(known)
+        self.metrics[split] = metrics
 
     def get_batch_iterator(
         self, dataset: FairseqDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **kwargs: Any
@@ -317,6 +407,8 @@ class OFATask(Interactive, FairseqTask):
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Stock's step; the criterion is told the update number, as officially. A dummy batch counts for nothing."""
         raise_bad_rows(sample)
+        counts = self._counts(sample)
+        self._pace = (update_num, time.monotonic(), *(self._pace or (update_num, time.monotonic()))[-2:])
 
         def loss_of(model: nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
             with self.autocast(model):  # not around the backward pass, which follows the forward's types by itself
@@ -325,6 +417,7 @@ class OFATask(Interactive, FairseqTask):
         loss, sample_size, logging_output = super().train_step(
             sample, model, loss_of, optimizer, update_num, ignore_grad
         )
+        logging_output.update(counts)
         if ignore_grad:
             sample_size, logging_output = 0 * sample_size, {key: 0 * value for key, value in logging_output.items()}
         return loss, sample_size, logging_output
@@ -342,9 +435,28 @@ class OFATask(Interactive, FairseqTask):
         model = model if ema_model is None else ema_model
         with self.autocast(model):
             loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        logging_output.update(self._counts(sample))
         if self._scores():
             logging_output.update(self._score_batch(sample, model).log())
         return loss, sample_size, logging_output
+
+    def _counts(self, sample: dict[str, Any]) -> dict[str, float]:
+        """What the log counts of a batch beside its loss: the same keys for every batch. Notes its bad rows.
+
+        Raises:
+            BadRow: with these rows there are more bad ones than `--max-bad-fraction` allows.
+        """
+        parts = sample["parts"].values() if "parts" in sample else (sample,)
+        bad = [row for part in parts for row in part.get("bad_rows", ())]
+        if self._ledger is not None:
+            bad = self._ledger.note(bad)
+        for note in (note for part in parts for note in part.get("notes", ())):
+            if len(self._noted) < MOST_NOTES and note not in self._noted:
+                self._noted.add(note)
+                last = len(self._noted) == MOST_NOTES
+                logger.warning("%s%s", note, "; further ones are only counted" if last else "")
+        counts = {name: sum(part.get("counts", {}).get(name, 0) for part in parts) for name in self.counted}
+        return {f"n_{name}": float(number) for name, number in {"bad_rows": len(bad), **counts}.items()}
 
     def autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
         """The context of every forward pass: `--autocast`, or nothing."""
@@ -367,19 +479,32 @@ class OFATask(Interactive, FairseqTask):
         while hasattr(model, "module"):  # out of fairseq's wrapper, and of the data-parallel one inside it
             model = model.module
         if self._validation is None or self._validation[0] is not model:
-            self._validation = model, self._make_generator([model], self.generation_settings())
+            self._validation = model, self._make_validator(model)
         hypotheses = self._generate(self._validation[1], [model], sample)
+        return self._tallied(sample, hypotheses)
+
+    def _make_validator(self, model: nn.Module) -> Any:
+        return self._make_generator([model])
+
+    def _tallied(self, sample: dict[str, Any], hypotheses: list[list[dict[str, Any]]]) -> Tally:
         tally = Tally(self.metrics[sample["split"]])
-        for best, reference in zip(hypotheses, sample["references"], strict=True):
-            tally.add(self.answer(best[0]["tokens"]), reference)
+        answers = [self.answer_to(sample, row, best[0]) for row, best in enumerate(hypotheses)]
+        for row, answer in enumerate(answers):
+            tally.add(answer, sample["references"][row], self.kind_of(sample))
         if self.cfg.eval_print_samples:
-            logger.info("example hypothesis: %s", self.answer(hypotheses[0][0]["tokens"]))
+            logger.info("example hypothesis: %s", answers[0])
             logger.info("example reference: %s", sample["references"][0])
         return tally
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
         """Adds up the ranks' sums, and derives each metric from its own."""
         super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            self._log_eta()
+        for name in ("bad_rows", *self.counted):
+            count = sum(float(log.get(f"n_{name}", 0)) for log in logging_outputs)
+            if count:  # the same on every rank: these are sums over all of them
+                metrics.log_scalar_sum(name, count, round=0)
         for metric in self.all_metrics():
             keys = metric.log_keys()
             if not any(keys[0] in log for log in logging_outputs):
@@ -389,6 +514,14 @@ class OFATask(Interactive, FairseqTask):
             metrics.log_derived(metric.name, functools.partial(_value, metric(), keys))
         if not criterion.training and hasattr(checkpoint_utils.save_checkpoint, "best"):
             self._check_best_metric(metrics.get_active_aggregators()[-1])  # of a resumed run stock asks before us
+
+    def _log_eta(self) -> None:
+        """Logs the minutes until the last update, at the pace since this process's first."""
+        update, now, first, start = self._pace
+        total = optim.updates_of_run(self.cfg.max_update, self.cfg.max_epoch, self.cfg.update_freq)
+        if total is not None and update > first:
+            left = (total - update) * (now - start) / (update - first)
+            metrics.log_scalar("eta_min", max(left, 0) / 60, weight=0, round=1)
 
     def post_validate(self, model: nn.Module, stats: dict[str, Any], agg: Any) -> None:
         """fairseq's hook between a validation and the choice of the best checkpoint."""
@@ -403,20 +536,25 @@ class OFATask(Interactive, FairseqTask):
 
     # ---------------------------------------------------------------------------------------------- generation
 
-    def generation_settings(self, given: Any = None) -> GenerationConfig:
+    def generation_settings(self, given: Any = None, kind: str = "") -> GenerationConfig:
         """Stock's defaults, overridden by the task's, by `--eval-args`, and by what `given` says otherwise.
 
         Args:
             given: stock's `cfg.generation`; a field that differs from stock's own default was asked for.
+            kind: of the examples to generate for.
         """
         settings = GenerationConfig()
-        for name, value in {**self.evaluation_defaults, **self._eval_args()}.items():
+        for name, value in {**self.defaults_of(kind), **self._eval_args()}.items():
             setattr(settings, name, value)
         for item in fields(GenerationConfig):
             value = getattr(given, item.name, None)
             if given is not None and value is not None and value != item.default and item.name != "_name":
                 setattr(settings, item.name, value)
         return settings
+
+    def defaults_of(self, kind: str) -> dict[str, Any]:
+        """The task's own generation settings for a kind of example."""
+        return self.evaluation_defaults
 
     def _eval_args(self) -> dict[str, Any]:
         try:
@@ -447,16 +585,19 @@ class OFATask(Interactive, FairseqTask):
         if isinstance(args, DictConfig):  # what is printed about the run should be what was used
             with open_dict(args):
                 args.update({item.name: getattr(settings, item.name) for item in fields(GenerationConfig)})
+        self._open_evaluation()
+        return self._make_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+
+    def _open_evaluation(self) -> None:
         if self.cfg.path and self._rows_ahead:
             subset = self.cfg.gen_subset
-            self.evaluation = Evaluation(
-                self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path, self.entry
-            )
-        return self._make_generator(models, settings, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
+            self.evaluation = Evaluation(self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path)
 
     def _make_generator(
-        self, models: list[nn.Module], settings: GenerationConfig, seq_gen_cls: Any = None, *stock: Any
+        self, models: list[nn.Module], given: Any = None, seq_gen_cls: Any = None, *stock: Any, kind: str = ""
     ) -> Any:
+        """The generator for one kind of example, or for all where they do not differ."""
+        settings = self.generation_settings(given, kind)
         positions = min(model.max_decoder_positions() for model in models)
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
             raise UserError(
@@ -465,9 +606,14 @@ class OFATask(Interactive, FairseqTask):
             )
         if settings.constraints:
             raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
-        if self.trie is not None or self.prompted():
+        ensemble = self.ensemble_of(models, kind)
+        if ensemble.trie is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
-        return super().build_generator(build_ensemble(models, self.trie), settings, seq_gen_cls, *stock)
+        return super().build_generator(ensemble, settings, seq_gen_cls, *stock)
+
+    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
+        """The models, under what a kind of example allows as an answer."""
+        return build_ensemble(models, self.trie)
 
     def prompted(self) -> bool:
         """Whether the decoder is given more than bos before it answers."""
@@ -487,9 +633,13 @@ class OFATask(Interactive, FairseqTask):
         raise_bad_rows(sample)
         hypotheses = self._generate(generator, models, sample, prefix_tokens, constraints)
         if self.evaluation is not None:
-            rows = zip(sample["id"].tolist(), sample["uniq_ids"], hypotheses, sample["references"], strict=True)
-            for row, uniq_id, best, reference in rows:
-                self.evaluation.add(row, uniq_id, self.answer(best[0]["tokens"]), reference)
+            for row, number in enumerate(sample["id"].tolist()):
+                answer, error = self.answer_to(sample, row, hypotheses[row][0]), sample["errors"][row]
+                entry = self.entry_to(sample, row, answer)
+                if error is not None:  # --bad-rows report
+                    logger.warning("%s", error)
+                    entry = {**dict([next(iter(entry.items()))]), "error": error}
+                self.evaluation.add(number, entry, answer, sample["references"][row], self.kind_of(sample))
         sample["target"] = pad_right(sample["reference_tokens"], self.codec.pad)  # [B, R], for the T- line
         return hypotheses
 
@@ -515,12 +665,24 @@ class OFATask(Interactive, FairseqTask):
             places = ", ".join(sample["places"][row] for row in error.rows)
             raise NonFiniteLogits(error.step, error.rows, f"ids {ids} ({places})") from None
 
+    def kind_of(self, sample: dict[str, Any]) -> str:
+        """The kind of a batch's examples; a task with several kinds evaluates each in batches of its own."""
+        return ""
+
+    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Any:
+        """What a hypothesis for a row of a batch says, as it is scored and written."""
+        return self.answer(hypothesis["tokens"])
+
     def answer(self, tokens: torch.Tensor) -> str:
-        """The text of a hypothesis' tokens int64[T], as it is scored and written."""
+        """The text of a hypothesis' tokens int64[T]."""
         return self.codec.decode(tokens).strip()
 
-    def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
-        """One entry of the official result file."""
+    def entry_to(self, sample: dict[str, Any], row: int, answer: Any) -> dict[str, Any]:
+        """A row's entry of the result file, the id first."""
+        return self.entry(typed_id(sample["uniq_ids"][row]), answer)
+
+    def entry(self, uniq_id: str | int, answer: Any) -> dict[str, Any]:
+        """One entry of the official result file, the id first."""
         return {"uniq_id": uniq_id, "answer": answer}
 
 

@@ -19,6 +19,8 @@ from .metrics.bleu import BLEU
 from .metrics.cider import CIDErD
 from .metrics.rouge import ROUGEL
 
+INSTRUCTION = " what does the image describe?"
+CHINESE_INSTRUCTION = "图片描述了什么内容?"
 SEPARATOR = "&&"  # between the references of one picture
 
 
@@ -56,8 +58,7 @@ class CaptionBuilder(Builder):
 
     columns = ("id", "image", "caption")
     selected = {"train": "0,4,2", "other": "1,4,2"}
-    instruction = " what does the image describe?"
-    chinese_instruction = "图片描述了什么内容?"
+    instructions = (INSTRUCTION,)
 
     @classmethod
     def typed(cls, cfg: Any) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ class CaptionBuilder(Builder):
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
-        instruction = self.chinese_instruction if self.codec.chinese else self.instruction
+        instruction = CHINESE_INSTRUCTION if self.codec.chinese else INSTRUCTION
         parts: dict[str, Any] = {"source": self.source(instruction), "image": self.image(index, row.image)}
         if self.training:
             caption = " ".join(plain(row.caption).split()[: self.cfg.max_tgt_length])

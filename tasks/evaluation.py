@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,32 +30,30 @@ class Evaluation:
     The answers are in row order, whatever order the batches came in, and a file appears whole or not at all.
 
     Args:
-        metrics: score an answer against the row's reference; the first is the one that the task is judged by.
+        metrics: score an answer against the row's reference, see `Tally`.
         subset: name of the subset, part of the file's name.
         rows: how many rows this process will see.
         folder: where `<subset>_predict.json` and `<subset>_scores.json` go; None to write nothing.
-        entry: makes one entry of the official result format from (id, answer).
     """
 
     def __init__(
         self,
-        metrics: Sequence[Metric],
+        metrics: Sequence[Metric] | Mapping[str, Sequence[Metric]],
         subset: str,
         rows: int,
         folder: str | None,
-        entry: Callable[[str | int, str], dict[str, Any]],
     ):
         global _latest
-        self.subset, self.rows, self.folder, self.entry = subset, rows, folder, entry
+        self.subset, self.rows, self.folder = subset, rows, folder
         self.tally = Tally(metrics)
         self.entries: dict[int, dict[str, Any]] = {}
         self.started = self.reported = time.monotonic()
         _latest = self
 
-    def add(self, row: int, uniq_id: str, answer: str, reference: Any) -> None:
-        """Takes the answer to one row; after the last of them the files are written."""
-        self.entries[row] = self.entry(typed_id(uniq_id), answer)
-        self.tally.add(answer, reference)
+    def add(self, row: int, entry: dict[str, Any], answer: Any, reference: Any, kind: str = "") -> None:
+        """Takes one row's entry in the result file, and its answer; after the last of them the files are written."""
+        self.entries[row] = entry
+        self.tally.add(answer, reference, kind)
         done, now = len(self.entries), time.monotonic()
         if done == self.rows:
             self._finish()

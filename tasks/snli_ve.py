@@ -12,6 +12,8 @@ from ..data.text import tidy_caption
 from .answering import AnsweringBuilder, AnsweringConfig, AnsweringTask
 from .metrics.accuracy import SNLIScore
 
+OF_HYPOTHESIS = ' does the image describe " {} "?'
+OF_BOTH = ' can image and text1 " {} " imply text2 " {} "?'
 ANSWERS = {"contradiction": "no", "entailment": "yes", "neutral": "maybe"}
 UNLABELLED = ("", "-")  # SNLI marks pairs on which its annotators did not agree with a dash
 
@@ -31,6 +33,7 @@ class SnliVeBuilder(AnsweringBuilder):
 
     columns = ("id", "image", "hypothesis", "caption", "label")
     selected = {"train": "0,2,3,4,5", "other": "0,2,3,4,5"}
+    instructions = (OF_HYPOTHESIS, OF_BOTH)
     answer_column = "label"
     answer_remedy = f"write one of {', '.join(ANSWERS)}, or leave the row out"
 
@@ -45,11 +48,11 @@ class SnliVeBuilder(AnsweringBuilder):
         if not hypothesis:
             raise self.bad(index, "hypothesis", "it is empty", "write a sentence, or leave the row out")
         if not self.cfg.add_caption:
-            return f' does the image describe " {hypothesis} "?'
+            return OF_HYPOTHESIS.format(hypothesis)
         caption = tidy_caption(row.caption, self.cfg.max_src_length)
         if not caption:
             raise self.bad(index, "caption", "it is empty, but --add-caption reads it", "leave --add-caption out")
-        return f' can image and text1 " {caption} " imply text2 " {hypothesis} "?'
+        return OF_BOTH.format(caption, hypothesis)
 
     def answers(self, row: Row) -> dict[str, float] | None:
         """The label's answer, surely; case does not count."""

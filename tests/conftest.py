@@ -70,5 +70,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     write_world(root, {"train": 48, "valid": 12, "test": 14}, seed=3, side=64)
     texts = [root / task / "train.tsv" for task in ("caption", "vqa")]
-    train_bpe(root / "bpe", texts, columns=[2, 3], vocab_size=350)
+    train_bpe(root / "bpe", [(text, [2, 3]) for text in texts], vocab_size=350)
     return World(root)

@@ -54,10 +54,21 @@ class ConstrainedEnsemble(EnsembleModel):
         trie: closed answer set; None leaves the search free.
         pad: padding id of the prompts.
         bos, eos: a bos inside a prompt stands for an eos, on which stock would end the sentence.
+        span: ids start <= id < end, the only ones that may be generated, beside eos.
+        codes: whether image codes are generated, which the decoder gives positions on a grid.
     """
 
-    def __init__(self, models: Sequence[nn.Module], trie: Trie | None = None, pad: int = 1, bos: int = 0, eos: int = 2):
-        super().__init__([MaskedModel(model) for model in models])
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        trie: Trie | None = None,
+        pad: int = 1,
+        bos: int = 0,
+        eos: int = 2,
+        span: tuple[int, int] | None = None,
+        codes: bool = False,
+    ):
+        super().__init__([MaskedModel(model, eos, span, codes) for model in models])
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
@@ -144,12 +155,26 @@ class ConstrainedEnsemble(EnsembleModel):
         return self.followers[prefix]
 
 
+class CodeDecoder:
+    """A decoder all of whose rows write image codes; stock's search does not say so."""
+
+    def __init__(self, decoder: nn.Module):
+        self._decoder = decoder
+
+    def forward(self, tokens: Tensor, **rest: Any) -> Any:
+        """The decoder's own, with `code_masks` bool[R]."""
+        return self._decoder.forward(tokens, code_masks=torch.ones_like(tokens[:, 0], dtype=torch.bool), **rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+
 class MaskedModel(nn.Module):
     """One model of the ensemble, with the mask laid on its logits just before they are normalised."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, eos: int = 2, span: tuple[int, int] | None = None, codes: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.eos, self.span, self.codes = model, eos, span, codes
         self.mask: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -157,7 +182,8 @@ class MaskedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+            value = getattr(super().__getattr__("model"), name)
+            return CodeDecoder(value) if name == "decoder" and self.codes else value
 
     def get_normalized_probs(self, net_output: tuple[Tensor, Any], log_probs: bool, sample: Any = None) -> Tensor:
         """float[R, 1, V] from net_output[0], the last position's float[R, 1, V] logits.
@@ -169,6 +195,11 @@ class MaskedModel(nn.Module):
         finite = logits.amax(dim=(1, 2)) < math.inf  # NaN and +inf both survive a maximum, and neither is less
         if not bool(finite.all()):
             raise BadRows((~finite).nonzero().squeeze(1))
+        if self.span is not None:
+            start, end = self.span
+            masked = torch.full_like(logits, -math.inf)
+            masked[..., start:end], masked[..., self.eos] = logits[..., start:end], logits[..., self.eos]
+            logits = masked
         if self.mask is not None:
             rows, tokens, free = self.mask
             masked = torch.full_like(logits, -math.inf)
@@ -285,9 +316,9 @@ class ConstrainedGenerator(SequenceGenerator):
             )
 
 
-def build_ensemble(models: Any, trie: Trie | None = None, pad: int = 1) -> ConstrainedEnsemble:
+def build_ensemble(models: Any, trie: Trie | None = None, pad: int = 1, **options: Any) -> ConstrainedEnsemble:
     """The ensemble for a stock `SequenceGenerator`; an ensemble already built is returned as it is.
 
     A search with prompts needs `ConstrainedGenerator`, which hands them on.
     """
-    return models if isinstance(models, ConstrainedEnsemble) else ConstrainedEnsemble(models, trie, pad)
+    return models if isinstance(models, ConstrainedEnsemble) else ConstrainedEnsemble(models, trie, pad, **options)

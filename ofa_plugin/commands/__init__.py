@@ -11,5 +11,6 @@ VERBS = {
     "user-dir": "user_dir",
     "train-bpe": "train_bpe",
     "make-shapes": "make_shapes",
+    "prepare": "prepare",
 }
 """What the user types, and the module in this folder that does it, in the order of `ofa --help`."""

@@ -190,7 +190,7 @@ def make_run(folder: Path) -> list[str]:
     data = folder / "data"
     data.mkdir()
     (data / "train.tsv").write_text("".join(rows), encoding="utf-8")
-    train_bpe(folder / "bpe", [data / "train.tsv"], [2], 400)
+    train_bpe(folder / "bpe", [(data / "train.tsv", [2])], 400)
     flags = {
         "--user-dir": Path(__file__).resolve().parent.parent,
         "--task": "caption",

@@ -40,7 +40,7 @@ def pieces(tmp_path_factory) -> Path:
     """A sentencepiece folder made from three texts."""
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "text.tsv").write_text(TEXT)
-    train_bpe(folder / "bpe", [folder / "text.tsv"], [0], 400)
+    train_bpe(folder / "bpe", [(folder / "text.tsv", [0])], 400)
     return folder / "bpe"
 
 
@@ -251,7 +251,7 @@ def test_a_sentencepiece_vocabulary_lives_in_the_checkpoint(pieces, tmp_path, to
     ):
         Codec.restore(state, str(toy_gpt2), 10, 0)
     (tmp_path / "t.tsv").write_text("other words\n")
-    train_bpe(tmp_path / "other", [tmp_path / "t.tsv"], [0], 400)
+    train_bpe(tmp_path / "other", [(tmp_path / "t.tsv", [0])], 400)
     with pytest.raises(UserError, match="other is another vocabulary than the checkpoint's"):
         Codec.restore(state, str(tmp_path / "other"), 10, 0)
 
@@ -428,3 +428,48 @@ def test_official_symbols_in_dict_txt_are_refused(pieces, tmp_path):
 
     with pytest.raises(UserError, match="here holds <bin_0>, which OFA adds itself"):
         Codec(Symbols(), {}, 1, 0)
+
+
+# Where words begin
+
+
+def test_a_word_begins_with_a_space(piece_codec):
+    ids = piece_codec.encode(" a dog runs in the rain")
+    starts = piece_codec.word_starts(ids)
+    assert starts.dtype == torch.bool and starts.shape == ids.shape and starts.sum() == 6
+    assert "".join("|" * bool(start) + piece_codec.decode([token])
+                   for token, start in zip(ids, starts, strict=True)) == "| a| dog| runs| in| the| rain"  # fmt: skip
+
+
+@pytest.mark.parametrize("bpe", ["gpt2", "sentencepiece", "bert"])
+def test_no_special_token_bin_or_code_begins_a_word(request, bpe):
+    codec = built(request, bpe)
+    strange = torch.tensor([codec.bos, codec.pad, codec.eos, codec.unk, *range(codec.mask, len(codec.dictionary))])
+    assert not codec.word_starts(strange).any()
+    assert codec.word_starts(torch.arange(len(codec.dictionary))).any()
+    assert codec.word_starts(torch.tensor([], dtype=torch.long)).shape == (0,)
+
+
+def test_words_of_bytes_begin_at_the_token_that_holds_the_space(toy_gpt2):
+    codec = Codec.build("gpt2", str(toy_gpt2), 4, 2)
+    ids = codec.encode(" ab c ba")  # " ab", " ", "c", " ", "b", "a"
+    assert [codec.decode([token]) for token in ids] == [" ab", " ", "c", " ", "b", "a"]
+    assert codec.word_starts(ids).tolist() == [True, True, False, True, False, False]
+    assert not codec.word_starts(torch.tensor([codec.dictionary.index("madeupword0000")])).any()
+
+
+def test_a_piece_that_continues_begins_no_word(toy_bert):
+    codec = Codec.build("bert", str(toy_bert), 4, 2)
+    for token in range(codec.dictionary.nspecial, codec.mask):
+        begins = codec.word_starts(torch.tensor([token])).item()
+        assert begins is not codec.dictionary[token].startswith("##")
+
+
+@pytest.mark.parity
+def test_word_starts_of_the_released_vocabulary(gpt2):
+    """Official counts 19 and 6 words in these texts (text_infilling.json)."""
+    codec = Codec.build("gpt2", str(gpt2))
+    cases = json.loads((Path(__file__).parents[1] / "fixtures" / "text" / "text_infilling.json").read_text())["stats"]
+    for case in cases.values():
+        ids = torch.tensor([codec.bos, *codec.encode(case["text"]).tolist(), codec.eos])
+        assert len(ids) == case["src_len_incl_bos_eos"] and codec.word_starts(ids).sum() == case["word_starts"]

@@ -182,6 +182,16 @@ def test_bytes_that_are_no_utf8_are_one_bad_row(write):
     assert TSVStore(path, ("a",))[0].a == "0"  # a column that nobody reads may hold anything
 
 
+def test_a_line_is_read_as_it_stands(write):
+    store = TSVStore(write(b"\xef\xbb\xbfid\ttext\r\n\n a\tb\tc\xe2\x80\xa8d\n\xff"), ("id", "text"))
+    assert [store.text(i) for i in (2, 0, 1)] == [" a\tb\tc\u2028d", "id\ttext", ""]
+    with pytest.raises(BadRow, match=":4: row: byte 0xff after 0 bytes is not UTF-8"):
+        store.text(3)
+    for index in (4, -1):
+        with pytest.raises(IndexError, match=f"rows 0 to 3, not {index}"):
+            store.text(index)
+
+
 def test_a_header_is_named_and_later_rows_are_read(shared, write):
     path = shared("fixtures/field-cases/fc06/caption.tsv")
     message = "f.tsv:1: row: looks like a header (uniq_id, image_id, caption, ...): remove the line"

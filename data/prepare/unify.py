@@ -1,0 +1,374 @@
+"""Pretraining (`--task unify_task`): four files of rows and what negatives are drawn from.
+
+Columns, as official (README of OFA, "Pretraining"): vision_language id, picture, caption, question, refs, objects,
+dataset, type; text id, text; image id, picture, codes; detection id, picture, objects.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import UserError
+from ..boxes import BoxProblem, area, fit
+from .clean import MARK, SEPARATOR, box_text
+from .negatives import FILES, Negatives
+from .outputs import Outputs
+from .pictures import PictureFinder, PictureStore, Stored, check_code_side, is_picture
+from .report import Place, Progress, Report, RowProblem
+from .request import Request
+from .sources import KINDS, LOST_OBJECTS, Caption, Object, ObjectList, Question, Region, Sources, dataset_name
+from .spool import Picture, Spool
+
+VISION_LANGUAGE = "vision_language_examples.tsv"
+TEXT = "text_examples.tsv"
+IMAGE = "image_examples.tsv"
+DETECTION = "detection_examples.tsv"
+BAD_ROWS = "bad_rows.tsv"
+NEGATIVES = "negative_sample"
+
+CAPTION, QA, GROUNDING = "caption", "qa", "visual_grounding"  # types of vision-language rows
+
+CLAMPED = "box corners up to 1 px outside, clamped"
+NO_AREA = "objects without an area, left out"
+CROWD = "objects with iscrowd, left out"
+NO_OBJECTS = "pictures without objects, kept as negatives of detection"
+ONLY_CROWDS = "pictures with nothing but crowds, without a detection row"
+SHORT_LIST = "detection rows that lack an object named above"
+DUPLICATES = "ids that occur more than once, kept"
+NO_PICTURE = "files that are no pictures, passed over"
+
+
+def prepare(request: Request) -> Report:
+    """Writes the files of one subset and returns what happened; `data/prepare/__init__.py` says what it raises."""
+    _check(request)
+    request.out.mkdir(parents=True, exist_ok=True)
+    of_pictures = bool(request.captions or request.questions or request.boxes)
+    planned = [VISION_LANGUAGE] if of_pictures else []
+    planned += [DETECTION] if request.boxes else []
+    planned += [IMAGE] if request.images and request.codes else []
+    planned += [TEXT] if request.text else []
+    files = {name: f"{request.subset}/{name}" for name in (*planned, BAD_ROWS)}
+    negatives = {name: f"{NEGATIVES}/{name}" for name in FILES}
+    missing = not all((request.out / name).exists() for name in negatives.values())
+    make_negatives = of_pictures and (request.subset == "train" or missing)
+
+    with Outputs(request.out) as outputs:
+        if not request.force:
+            rewritten = negatives.values() if make_negatives and request.subset == "train" else ()
+            outputs.refuse_existing([*(files[name] for name in planned), *rewritten])
+        for name in files.values():  # one that stays empty does not appear, nor does an old one stay
+            outputs.open(name)
+        report = Report(outputs.open(files[BAD_ROWS]))
+        spool = Spool(request.out, KINDS)
+        try:
+            run = _Run(request, outputs, files, report, spool)
+            run.read()
+            run.write_pictures()
+            for kind, key, places in spool.duplicates():
+                report.change(DUPLICATES, f"{kind.lower()} {key} at {', '.join(places)}")
+            if make_negatives:
+                for name in negatives.values():
+                    outputs.open(name)
+                outputs.open(negatives[FILES[0]]).writelines(f"{text}\n" for text in spool.captions())
+                outputs.open(negatives[FILES[1]]).writelines(run.negatives.object_lines())
+                outputs.open(negatives[FILES[2]]).write(run.negatives.answers_json())
+        finally:
+            spool.close()
+        outputs.finish(empty=files.values())
+    report.summary = _summary(request, report, run, make_negatives)
+    return report
+
+
+def _check(request: Request) -> None:
+    given = [flag for flag in ("captions", "questions", "boxes") if getattr(request, flag)]
+    if given and request.images is None:
+        raise UserError(f"--{given[0]} needs --images, the folder of the pictures")
+    if not given and not request.text and not request.images:
+        raise UserError("nothing to prepare: give --captions, --questions, --boxes, --text, or --images alone")
+    if request.annotations and not request.questions:
+        raise UserError("--annotations holds the answers to --questions: give both")
+    if request.workers < 1:
+        raise UserError(f"--workers {request.workers}: give 1 or more")
+    if request.max_side is not None and request.max_side < 1:
+        raise UserError(f"--max-side {request.max_side}: give a number of pixels")
+    try:
+        check_code_side(request.code_image_size)
+    except ValueError as error:
+        raise UserError(f"--code-image-size {error}") from None
+    if request.subset == NEGATIVES:
+        raise UserError(f"--subset {NEGATIVES} is the folder of the negatives: give another name")
+    if not request.embed_images and request.images:
+        if request.max_side is not None:
+            raise UserError("--max-side makes new pictures, which --image-paths cannot name: leave one of them out")
+        rows = request.out / request.subset
+        if not request.images.resolve().is_relative_to(rows.resolve()):
+            raise UserError(
+                f"--image-paths: a row may only name pictures below its own folder, {rows}, and --images is "
+                f"{request.images}: move them there, or embed them"
+            )
+
+
+@dataclass
+class Made:
+    """What became of one picture; `rows` are (file, kind, what stands before the picture's cell, what after)."""
+
+    picture: Picture
+    stored: Stored | None = None
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    bad: list[tuple[Place, RowProblem]] = field(default_factory=list)
+    changes: list[tuple[str, object]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+    answers: list[tuple[str, str]] = field(default_factory=list)
+
+    def pair(
+        self, item: Caption | Question | Region, kind: str, caption: str, question: str, refs: str, objects: str
+    ) -> None:
+        """Adds a vision-language row."""
+        after = "\t".join(("", caption, question, refs, objects, item.source, kind))
+        self.rows.append((VISION_LANGUAGE, kind, f"{item.id}\t", after))
+
+
+class RowMaker:
+    """A picture and what was said of it to rows. Touches nothing else, so any number of threads may call it.
+
+    Args:
+        store: makes the picture's cell.
+        grounding: whether objects whose name occurs once in their picture become grounding rows as well.
+    """
+
+    def __init__(self, store: PictureStore, grounding: bool):
+        self.store, self.grounding = store, grounding
+
+    def __call__(self, picture: Picture) -> Made:
+        """All rows of a picture."""
+        made = Made(picture)
+        try:
+            made.stored = self.store(picture.path)
+        except RowProblem as problem:
+            rows = [item.place for item in picture.items if not isinstance(item, Object)]
+            made.bad = [(place, problem) for place in rows or [Place(picture.path, "picture")]]
+            made.changes = [(LOST_OBJECTS, item.place) for item in picture.items if isinstance(item, Object)]
+            return made
+        made.changes = [(kind, picture.name) for kind in made.stored.changes]
+        objects: dict[str, list[Object]] = {}
+        for item in picture.items:
+            if isinstance(item, Object):
+                objects.setdefault(item.source, []).append(item)
+        there = list(dict.fromkeys(each.name.lower() for some in objects.values() for each in some if each.name))
+        for item in picture.items:
+            if isinstance(item, Caption):
+                named = item.objects or there
+                made.pair(item, CAPTION, item.text, "", "", SEPARATOR.join(named))
+                made.captions.append(item.text)
+                made.objects += named
+            elif isinstance(item, Question):
+                refs = SEPARATOR.join(f"{confidence}{MARK}{answer}" for answer, confidence in item.answers.items())
+                made.pair(item, QA, "", item.text, refs, "")
+                made.answers.append((next(iter(item.answers)), item.type))
+            elif isinstance(item, Region):
+                self._region(made, item)
+            elif isinstance(item, ObjectList):
+                self._objects(made, item, objects.get(item.source, []))
+        if made.stored.code_cell:
+            made.rows.append((IMAGE, "", f"{picture.name}\t{made.stored.code_cell}\t{made.stored.codes}", ""))
+        return made
+
+    def _region(self, made: Made, item: Region) -> None:
+        try:
+            box = _fitted(made, item.box, item.place)
+            if not area(box):
+                raise RowProblem(f"box {box_text(item.box)} has no area", "give one with x0<x1 and y0<y1")
+        except (RowProblem, BoxProblem) as problem:
+            made.bad.append((item.place, RowProblem(problem.reason, problem.remedy)))
+        else:
+            made.pair(item, GROUNDING, item.text, "", box_text(_scaled(made, box)), "")
+
+    def _objects(self, made: Made, item: ObjectList, objects: list[Object]) -> None:
+        """The detection row of a list, largest object first, and its grounding rows."""
+        size = made.stored.size
+        if item.size and objects and tuple(item.size) != size:
+            turned = " (EXIF rotation is not applied)" if tuple(item.size) == size[::-1] else ""
+            reason = f"boxes of a picture of {item.size[0]} x {item.size[1]}, but it has {size[0]} x {size[1]}{turned}"
+            made.bad.append((item.place, RowProblem(reason, "give the pictures that were annotated")))
+            return
+        kept, lacking = [], sum(not each.box for each in objects)
+        for each in objects:
+            if each.crowd:
+                made.changes.append((CROWD, each.place))
+            elif each.box:
+                try:
+                    box = _fitted(made, each.box, each.place)
+                except BoxProblem as problem:
+                    made.bad.append((each.place, _explained(problem, each, size)))
+                    lacking += 1
+                    continue
+                if area(box):
+                    kept.append((each, _scaled(made, box)))
+                else:
+                    made.changes.append((NO_AREA, f"{each.place}: {each.name} {box_text(each.box)}"))
+        if not kept and (lacking or any(each.crowd for each in objects)):  # to call it empty would be a lie
+            if not lacking:
+                made.changes.append((ONLY_CROWDS, item.place))
+            return
+        if not kept:
+            made.changes.append((NO_OBJECTS, item.place))
+        elif lacking:
+            made.changes.append((SHORT_LIST, item.place))
+        largest_first = sorted(kept, key=lambda pair: -area(pair[1]))
+        cells = [f"{box_text(box)},{each.number},{each.name}" for each, box in largest_first]
+        made.rows.append((DETECTION, "", f"{item.id}\t", f"\t{SEPARATOR.join(cells)}"))
+        made.objects += [each.name for each, _ in kept]
+        if self.grounding:
+            times = collections.Counter(each.name for each in objects)
+            for each, box in kept:
+                if times[each.name] == 1:
+                    region = Region(each.place, each.id, each.name, list(box), dataset_name(each.place.file))
+                    made.pair(region, GROUNDING, each.name, "", box_text(box), "")
+
+
+class _Run:
+    """One run: reads everything into the spool, then writes the rows picture by picture."""
+
+    def __init__(self, request: Request, outputs: Outputs, files: dict[str, str], report: Report, spool: Spool):
+        self.request, self.outputs, self.files, self.report, self.spool = request, outputs, files, report, spool
+        self.negatives = Negatives()
+        self.pictures = 0
+
+    def read(self) -> None:
+        """The user's files to the spool; texts go to their file at once."""
+        request = self.request
+        finder = PictureFinder(request.images or Path(), self.spool, self.report)
+        sources = Sources(self.spool, finder, self.report)
+        for path in request.captions:
+            sources.read_captions(path)
+        for path in request.annotations:
+            sources.read_annotations(path)
+        for path in request.questions:
+            sources.read_questions(path)
+        sources.finish_questions()
+        for path in request.boxes:
+            sources.read_boxes(path)
+        for path in request.text:
+            for key, text in sources.read_text(path):
+                self._write(TEXT, "", f"{key}\t{text}")
+        if request.images and not (request.captions or request.questions or request.boxes):
+            for path in finder.all():
+                if is_picture(path):
+                    self.spool.picture(os.path.normpath(path), finder.name(path))
+                else:
+                    self.report.change(NO_PICTURE, finder.name(path))
+
+    def write_pictures(self) -> None:
+        """The rows of all pictures, in the order in which they were first named, whatever the number of workers."""
+        request = self.request
+        root = None if request.embed_images else request.out / request.subset
+        store = PictureStore(root, request.max_side, request.code_image_size if request.codes else None)
+        maker = RowMaker(store, request.grounding)
+        progress = Progress("writing", "pictures", self.spool.count("picture"))
+        for done, made in enumerate(_in_order(maker, self.spool.pictures(), request.workers), 1):
+            for place, problem in made.bad:
+                self.report.bad(place, problem)
+            for kind, place in made.changes:
+                self.report.change(kind, place)
+            for file, kind, before, after in made.rows:
+                self._write(file, kind, before, made.stored.cell if file != IMAGE else "", after)
+            for text in made.captions:
+                self.spool.see_caption(text)
+            for name in made.objects:
+                self.negatives.add_object(name)
+            for answer, kind in made.answers:
+                self.negatives.add_answer(answer, kind)
+            self.pictures += made.stored is not None
+            progress.show(done)
+
+    def _write(self, file: str, kind: str, *parts: str) -> None:
+        if file not in self.files:  # --no-codes, or no boxes asked for
+            return
+        self.outputs.open(self.files[file]).writelines((*parts, "\n"))
+        self.report.row(self.files[file], kind)
+
+
+def _fitted(made: Made, box: list[float], place: Place) -> tuple[float, ...]:
+    """A box inside its picture. Raises BoxProblem."""
+    fitted, clamped = fit(tuple(box), *made.stored.size)
+    if clamped:
+        made.changes.append((CLAMPED, place))
+    return fitted
+
+
+def _scaled(made: Made, box: tuple[float, ...]) -> tuple[float, ...]:
+    """A box in the pixels of the picture as it is stored."""
+    across, down = made.stored.scale
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def _explained(problem: BoxProblem, item: Object, size: tuple[int, int]) -> RowProblem:
+    """A COCO box that would fit as corners is likely to be corners."""
+    x0, y0, x1, y1 = item.box
+    given = (x0, y0, x1 - x0, y1 - y0)
+    if item.sized and x0 < given[2] <= size[0] + 1 and y0 < given[3] <= size[1] + 1:
+        reason = f"{problem.reason}: looks like x0,y0,x1,y1 where COCO has x,y,width,height"
+        return RowProblem(reason, "write width = x1 - x0 and height = y1 - y0")
+    return RowProblem(problem.reason, problem.remedy)
+
+
+def _in_order(maker: RowMaker, pictures: Iterator[Picture], workers: int) -> Iterator[Made]:
+    """`maker` on every picture by threads (Pillow frees the interpreter lock), a few pictures ahead of the writer."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: collections.deque[Future[Made]] = collections.deque()
+        try:
+            for picture in pictures:
+                waiting.append(pool.submit(maker, picture))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _summary(request: Request, report: Report, run: _Run, negatives: bool) -> list[str]:
+    """What the user reads at the end."""
+    lines = []
+    for file, kinds in report.rows.items():
+        split = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if kind)
+        lines.append(f"{request.out / file}: {sum(kinds.values())} rows{f' ({split})' if split else ''}")
+    if negatives:
+        with open(request.out / NEGATIVES / FILES[0], encoding="utf-8") as file:
+            captions = sum(1 for _ in file)
+        objects, answers = len(run.negatives.objects), len(run.negatives.answers)
+        types = len(run.negatives.by_type())
+        types = "1 type" if types == 1 else f"{types} types"
+        line = f"{request.out / NEGATIVES}: {captions} captions, {objects} objects, {answers} answers of {types}"
+        lines.append(line if request.subset == "train" else f"{line} (there were none; --subset train makes its own)")
+    lines += [f"changed: {line}" for line in report.change_lines()]
+    if report.bad_rows:
+        lines.append(f"bad rows: {report.bad_rows} left out, listed in {request.out / request.subset / BAD_ROWS}")
+        if request.images and not run.pictures:
+            lines.append(f"not one picture could be used: is --images {request.images} the right folder?")
+    return lines + _next_steps(request, report)
+
+
+def _next_steps(request: Request, report: Report) -> list[str]:
+    """The commands that make use of the files."""
+    columns = {VISION_LANGUAGE: "2,3,4,5", TEXT: "1"}  # that hold text
+    for name, numbers in columns.items():
+        if f"{request.subset}/{name}" in report.rows and request.subset == "train":
+            out, file = (shlex.quote(str(path)) for path in (request.out, request.out / request.subset / name))
+            side = f"--code-image-size {request.code_image_size} " if request.code_image_size != 128 else ""
+            alone = "" if (request.out / "valid").is_dir() else "--disable-validation "
+            return [
+                f"next: ofa train-bpe {out}/bpe {file} --columns {numbers}",
+                f'      fairseq-train {out} --user-dir "$(ofa user-dir)" --task unify_task --arch ofa_nano {side}'
+                f"--bpe sentencepiece --bpe-dir {out}/bpe --criterion adjust_label_smoothed_cross_entropy "
+                f"--optimizer adam --lr 1e-3 --batch-size 32 {alone}--max-epoch 20",
+            ]
+    return []

@@ -1,0 +1,59 @@
+"""The bad rows that a training run has met and gone on without: counted against a cap, and written down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from torch import distributed
+
+from ..errors import BadRow
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Each bad row once, in `bad_rows.tsv` of the save folder: file, line, column, reason, remedy.
+
+    Every process writes a file of its own (`bad_rows.rank1.tsv`). What an earlier part of the run has written counts.
+
+    Args:
+        folder: `--save-dir`; made with the first bad row.
+        files: the training files; what other runs wrote of other files does not count.
+        allowed: how many bad rows there may be.
+        rows: how many rows there are, for messages.
+    """
+
+    def __init__(self, folder: str, files: Collection[str], allowed: int, rows: int):
+        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+        self.path = Path(folder) / ("bad_rows.tsv" if rank == 0 else f"bad_rows.rank{rank}.tsv")
+        self.allowed, self.rows = allowed, rows
+        self.known: set[tuple[str, int]] = set()
+        for written in Path(folder).glob("bad_rows*.tsv"):
+            for line in written.read_text(encoding="utf-8").split("\n")[:-1]:
+                path, number = line.split("\t")[:2]
+                if path in files:
+                    self.known.add((path, int(number)))
+
+    def note(self, bad_rows: Iterable[BadRow]) -> list[BadRow]:
+        """Writes down those that are new, and returns them.
+
+        Raises:
+            BadRow: the first that is too many.
+        """
+        new = []
+        for bad in bad_rows:
+            if (bad.path, bad.line) in self.known:
+                continue
+            self.known.add((bad.path, bad.line))
+            new.append(bad)
+            if len(self.known) > self.allowed:
+                share = f"bad row {len(self.known)} of {self.rows} rows, and --max-bad-fraction allows {self.allowed}"
+                raise BadRow(bad.path, bad.line, bad.column, bad.reason, f"{bad.remedy} ({share})")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as ledger:
+                cells = (bad.path, str(bad.line), bad.column, bad.reason, bad.remedy)
+                ledger.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+            logger.warning("%s (left out of training; see %s)", bad, self.path)
+        return new

@@ -1,0 +1,186 @@
+"""Referring expressions: which region does a text describe, and what does a region show?"""
+
+# ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from fairseq.tasks import register_task
+
+from ..data import augment
+from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, to_bins, to_pixels
+from ..data.builder import Builder, Row
+from ..data.codec import Codec
+from ..data.example import Example
+from ..data.text import tidy_caption
+from ..errors import UserError
+from .base import OFATask, OFATaskConfig
+from .kinds import Kind
+from .metrics.base import Metric
+from .metrics.boxes import RegionAccuracy
+
+WHICH_REGION = ' which region does the text " {} " describe?'
+WHICH_REGION_CHINESE = '这段文字" {} "描述的是哪个区域？'
+WHAT_REGION = "  what does the region describe? region:"  # two spaces, as the released checkpoints saw it
+MAX_IMAGE_SIZE = 512  # pixels that the bins span in the released checkpoints
+
+
+class BoxReader:
+    """What builders with boxes share: reading a cell's box, and writing boxes as tokens.
+
+    `cfg.max_image_size` are the pixels that the bins span, whatever the size of the picture.
+    """
+
+    def region(self, index: int, cell: str, size: tuple[int, int], column: str = "box") -> tuple[Box, bool]:
+        """The one box of a cell inside a picture of width and height `size`, and whether it was clamped.
+
+        Raises:
+            BadRow: no box, one outside of the picture, or one without area.
+        """
+        try:
+            box, clamped = fit(parse_box(cell), *size)
+            if not area(box):
+                raise BoxProblem(f"box {cell} has no area", "give the corners of a region")
+        except BoxProblem as problem:
+            raise self.bad(index, column, problem.reason, problem.remedy) from None
+        return box, clamped
+
+    def bins(self, boxes: np.ndarray) -> torch.Tensor:
+        """float64[N, 4] pixels of the model's picture to the ids of their bins, int64[4 * N]: x0 y0 x1 y1 of each."""
+        return self.codec.bins(to_bins(boxes, self.codec.num_bins, self.cfg.max_image_size).ravel().tolist())
+
+
+def read_boxes(tokens: torch.Tensor, codec: Codec, frame: int, scale: tuple[float, float]) -> list[Box]:
+    """The boxes that bins among tokens int64[T] say, in pixels of the stored picture; [] unless they are fours."""
+    bins = [token - codec.bin0 for token in tokens.tolist() if codec.bin0 <= token < codec.bin0 + codec.num_bins]
+    if not bins or len(bins) % 4:
+        return []
+    return [tuple(box) for box in to_pixels(np.array(bins).reshape(-1, 4), codec.num_bins, frame, scale).tolist()]
+
+
+class Grounding(Kind):
+    """A text in, the region that it describes out."""
+
+    name = "grounding"
+    settings = {"beam": 5, "min_len": 4, "max_len_a": 0, "max_len_b": 4}
+
+    class Accuracy(RegionAccuracy):
+        """`RegionAccuracy`, told from other kinds' numbers."""
+
+        name = "grounding_acc"
+
+    metrics = (Accuracy,)
+
+    def span(self, codec: Codec) -> tuple[int, int]:
+        """The bins."""
+        return codec.bin0, codec.bin0 + codec.num_bins
+
+    def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> Box | None:
+        """The box in pixels of the stored picture; None where the answer is no box."""
+        boxes = read_boxes(hypothesis["tokens"], codec, cfg.max_image_size, scale)
+        return boxes[0] if len(boxes) == 1 else None
+
+    def entry(self, uniq_id: str | int, answer: Box | None) -> dict[str, Any]:
+        """The official form; no box is an empty list."""
+        return {"uniq_id": uniq_id, "box": [round(corner, 2) for corner in answer or ()]}
+
+
+class SaidOfRegion(Metric):
+    """Share of the regions described in the very words of the reference."""
+
+    name = "region_caption_exact"
+
+    def score(self, hypothesis: str, reference: str) -> float:
+        """1 or 0."""
+        return float(hypothesis == reference)
+
+
+class RegionCaption(Kind):
+    """A region in, what it shows out (grounded captioning)."""
+
+    name = "region_caption"
+    metrics = (SaidOfRegion,)
+    settings = {"beam": 5, "max_len_b": 60}
+
+
+@dataclass
+class RefcocoConfig(OFATaskConfig):
+    """Options of referring expressions."""
+
+    max_image_size: Optional[int] = field(
+        default=None, metadata={"help": "pixels that the bins span, whatever the picture's size (512)"}
+    )
+    eval_acc: bool = field(
+        default=False, metadata={"help": "find the validation regions and log score (on by itself when it selects)"}
+    )
+
+
+class RefcocoBuilder(BoxReader, Builder):
+    """Official `data/mm_data/refcoco_dataset.py`: row `7 <image> "A man in red" 10,20,110,220` becomes the pair
+    ` which region does the text " a man in red " describe?` and the four bins of its box, in a picture made square.
+    """
+
+    columns = ("id", "image", "text", "box")
+    selected = {"train": "0,4,2,3", "other": "0,4,2,3"}
+    instructions = (WHICH_REGION,)
+
+    @classmethod
+    def typed(cls, cfg: Any) -> tuple[str, ...]:
+        """Picture and expression."""
+        return ("image", "text")
+
+    def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
+        """Yields the one example of a row."""
+        picture = self.picture(index, row.image)
+        text = tidy_caption(row.text, self.cfg.max_src_length)
+        if not text:
+            raise self.bad(index, "text", "it is empty", "write what the region shows, or leave the row out")
+        instruction = WHICH_REGION_CHINESE if self.codec.chinese else WHICH_REGION
+        box, clamped = (None, False) if row.box is None else self.region(index, row.box, picture.size)
+        view = augment.square(picture, as_array([] if box is None else [box]), self.cfg.patch_image_size)
+        yield self.example(
+            index,
+            row.id,
+            source=self.source(instruction.format(text)),
+            target=torch.tensor([self.codec.pad]) if box is None else self.target(self.bins(view.boxes)),
+            image=augment.pixels(view.image),
+            scale=view.scale,
+            reference=None if box is None else parse_box(row.box),
+            counts={"clamped_boxes": int(clamped)},
+        )
+
+
+@register_task("refcoco", dataclass=RefcocoConfig)
+class RefcocoTask(OFATask):
+    """`--task refcoco`."""
+
+    builder = RefcocoBuilder
+    metric = RegionAccuracy
+    evaluation_defaults = Grounding.settings
+    counted = ("clamped_boxes",)
+    kind = Grounding()
+
+    def setup(self) -> None:
+        """Checks that the bins reach over the whole picture."""
+        cfg = self.cfg
+        cfg.max_image_size = cfg.max_image_size or MAX_IMAGE_SIZE
+        if cfg.max_image_size < cfg.patch_image_size:
+            raise UserError(
+                f"--max-image-size {cfg.max_image_size}: the bins must span the picture, whose side is "
+                f"--patch-image-size {cfg.patch_image_size}"
+            )
+
+    def _scores(self) -> tuple[type[Metric], ...]:
+        cfg = self.cfg
+        return self.all_metrics() if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric == self.metric.name else ()
+
+    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | None:
+        """The box in pixels of the stored picture."""
+        return self.kind.answer(self.codec, self.cfg, hypothesis, sample["scales"][row])
+
+    def entry(self, uniq_id: str | int, answer: Box | None) -> dict[str, Any]:
+        """The official form."""
+        return self.kind.entry(uniq_id, answer)
