@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from ofa_plugin import cli
-from ofa_plugin.commands import VERBS, doctor
+from ofa_plugin.commands import VERBS, doctor, make_shapes
+from ofa_plugin.data.world import files
+from ofa_plugin.data.world.language import Question
 from tests.helpers.stock import ROOT, USER_DIR, ok, run
 
 
@@ -134,6 +136,94 @@ def test_train_bpe_names_the_flag_that_is_wrong(tmp_path, capsys, flags, words):
 def test_train_bpe_names_a_missing_file(tmp_path, capsys):
     assert cli.main(["train-bpe", str(tmp_path / "bpe"), "/no.tsv", "--columns", "0"]) == 1
     assert capsys.readouterr().err.startswith("error: /no.tsv: no such file")
+
+
+SMALL = ("--seed", "3", "--rows", "24", "--held-out", "12", "--side", "48", "--code-image-size", "32", "--workers", "1")
+
+
+def test_make_shapes_writes_a_world_and_says_what_needs_no_look(tmp_path, capsys):
+    out = tmp_path / "world"
+    assert cli.main(["make-shapes", str(out), *SMALL]) == 0
+    shown, progress = capsys.readouterr()
+    head, *table, last = shown.splitlines()
+    assert head.split()[-4:] == ["test", "unseen_pairs", "unseen_backgrounds", "limit"]
+    limits = [line.split()[-2:] for line in table if "answer  " in line or "box" in line or "caption" in line]
+    assert limits == [["35.0", "%"], ["10.0", "%"], ["CIDEr", "1.00"]]
+    assert last == f"24 rows to train on in {out}: --task unify_task {out}"
+    facts = json.loads((out / "world.json").read_text())
+    assert facts["finished"] is True and facts["too_easy"] == [] and facts["arguments"]["seed"] == 3
+    assert facts["rows"]["train/vision_language_examples.tsv"] == 24
+    answers = {}
+    for split in ("train", "unseen_pairs"):
+        rows = (out / "vqa_gen" / f"{split}.tsv").read_text().splitlines()
+        answers[split] = [row.split("\t")[3].removeprefix("1.0|!+") for row in rows]
+    usual = max(answers["train"], key=answers["train"].count)
+    score = answers["unseen_pairs"].count(usual) / 12
+    assert facts["without_looking"]["unseen_pairs"]["majority answer"] == score > 0
+    assert f"{100 * score:.1f} %" in table[0]
+    total = 24 + 3 * 8 + 4 * (12 + 3 * 8)
+    assert f"{total}/{total}" in progress and "row/s" in progress
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rows=2"], "--rows 2: give a number from 3"),
+        (["--held-out=0"], "--held-out 0: give a number from 3"),
+        (["--seed=-1"], "--seed -1: give a number from 0"),
+        (["--side=20"], "--side 20: give a number from 48"),
+        (["--code-image-size=60"], "--code-image-size 60: give a multiple of 8"),
+        (["--workers=0"], "--workers 0: give a number from 1"),
+        (["--shapes=0-2"], "--shapes 0-2: give the fewest and the most, from 1 to 6, such as 2-6"),
+        (["--shapes=5-3"], "--shapes 5-3: give"),
+        (["--shapes=many"], "--shapes many: give"),
+    ],
+)
+def test_make_shapes_names_the_flag_that_is_wrong(tmp_path, capsys, flags, words):
+    assert cli.main(["make-shapes", str(tmp_path / "out"), *SMALL, *flags]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {words}") and not (tmp_path / "out").exists()
+
+
+def test_make_shapes_leaves_a_folder_of_the_users_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("text")
+    assert cli.main(["make-shapes", str(tmp_path), *SMALL]) == 1
+    assert f"{tmp_path}: not empty and not made by `ofa make-shapes`" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def _one_answer(monkeypatch):
+    monkeypatch.setattr(files, "ask", lambda scene, draw, about: Question("is it there?", "yes", "yes/no"))
+
+
+def _one_box(monkeypatch):
+    monkeypatch.setattr(files, "_numbers", lambda shape: "10.0,10.0,30.0,30.0")
+
+
+def _few_captions(monkeypatch):
+    told = ("one red circle up high", "two blue stars over there", "many green crosses")
+    monkeypatch.setattr(files, "captions", lambda scene: [told[len(scene.shapes) % 3]])
+
+
+@pytest.mark.parametrize(
+    ("doctor_it", "words"),
+    [
+        (_one_answer, "majority answer 100.0 % > 35.0 %"),
+        (_one_box, "constant box 100.0 % > 10.0 %"),
+        (_few_captions, "frequent caption CIDEr 2.50 > CIDEr 1.00"),
+    ],
+)
+def test_make_shapes_fails_where_not_looking_is_enough(tmp_path, capsys, monkeypatch, doctor_it, words):
+    monkeypatch.setattr(make_shapes, "GATED_FROM", 24)
+    doctor_it(monkeypatch)
+    assert cli.main(["make-shapes", str(tmp_path / "out"), *SMALL]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "too easy" in error and words in error
+    assert json.loads((tmp_path / "out" / "world.json").read_text())["too_easy"]
+    monkeypatch.setattr(make_shapes, "GATED_FROM", 25)  # fewer rows say too little
+    assert cli.main(["make-shapes", str(tmp_path / "out"), *SMALL]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(make_shapes, "GATED_FROM", 24)  # and a world meant to be easy may be
+    assert cli.main(["make-shapes", str(tmp_path / "out"), *SMALL, "--shapes", "1-2"]) == 0
 
 
 def test_help_lists_every_verb_and_an_unknown_one_is_refused(capsys):

@@ -90,6 +90,18 @@ def test_the_commands_of_the_page_on_generation_answer_what_is_typed(world, capt
     assert "DEBUG" not in finished.stderr
 
 
+def test_the_command_of_the_page_on_data_makes_the_table_shown_there(tmp_path):
+    [block] = [block for block in blocks("docs/data.md") if "make-shapes" in block]
+    finished = typed(block, tmp_path, rows="24")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    head, *table, last = finished.stdout.splitlines()
+    assert head in page and len(table) == 5 and last.endswith("--task unify_task shapes")
+    assert all(line[:40] in page for line in table)
+    named = re.findall(r"`([\w/]+\.(?:tsv|txt|json))`", page.partition("## A world of shapes")[2])
+    files = {path.name for path in (tmp_path / "shapes").rglob("*.*")}
+    assert len(named) == 8 and {name.rpartition("/")[2] for name in named} <= files
+
+
 def test_every_page_that_is_linked_exists_and_every_file_that_is_named():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
