@@ -501,6 +501,10 @@ class OFATask(Interactive, FairseqTask):
         super().reduce_metrics(logging_outputs, criterion)
         if criterion.training:
             self._log_eta()
+            for key in next(iter(logging_outputs), {}):
+                if key.startswith("nsentences_"):
+                    examples = sum(float(log[key]) for log in logging_outputs)
+                    metrics.log_speed(f"per_second_{key.removeprefix('nsentences_')}", examples, round=1)
         for name in ("bad_rows", *self.counted):
             count = sum(float(log.get(f"n_{name}", 0)) for log in logging_outputs)
             if count:  # the same on every rank: these are sums over all of them

@@ -44,7 +44,15 @@ from .matching import OF_ANSWER, OF_CAPTION, Matching, answer_statement, caption
 from .metrics.accuracy import VQAScore, best_answer, parse_answers
 from .metrics.base import Metric
 from .metrics.cider import CIDErD
-from .refcoco import MAX_IMAGE_SIZE, WHAT_REGION, WHICH_REGION, BoxReader, Grounding, RegionCaption
+from .refcoco import (
+    MAX_IMAGE_SIZE,
+    WHAT_REGION,
+    WHICH_REGION,
+    BoxReader,
+    Grounding,
+    RegionCaption,
+    refuse_fast_images,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -390,6 +398,8 @@ class PretrainTask(OFATask):
         self._weights()
         self._names: tuple[str, ...] | None = None
         self._rows_of_file: dict[str, int] = {}
+        self._types_of_file: dict[str, list[str]] = {}
+        refuse_fast_images(cfg)
 
     def _weights(self) -> dict[str, float]:
         """What `--kind-weights` says."""
@@ -549,22 +559,28 @@ class PretrainTask(OFATask):
 
     def _rows_with(self, store: TSVStore, wanted: tuple[str, ...]) -> np.ndarray | None:
         """int64[N]: the rows that give a wanted kind of example, or cannot be read and are met later; None: all do."""
-        types = {type: set(gives) for type, gives in VisionLanguageBuilder.of_type.items()}
-        if all(gives & set(wanted) for gives in types.values()):
+        of_type = VisionLanguageBuilder.of_type
+        if all(set(gives) & set(wanted) for gives in of_type.values()):
             return None
-        rows, started, shown = [], time.monotonic(), time.monotonic()
-        for index in range(len(store)):
-            try:
-                gives = types.get(store[index].type, wanted)
-            except BadRow:
-                gives = wanted
-            if set(gives) & set(wanted):
-                rows.append(index)
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                left = (shown - started) / (index + 1) * (len(store) - index)
-                logger.info("%s: looked at %d of %d rows, about %.0f s left", store.path, index + 1, len(store), left)
-        return np.array(rows, np.int64)
+        first = [kind for kind in VisionLanguageBuilder.kinds if kind in self._kinds_of_run()][:1]
+        gives = [of_type.get(type, first) for type in self._types(store)]  # one that cannot be read is met once
+        return np.array([index for index, kinds in enumerate(gives) if set(kinds) & set(wanted)], np.int64)
+
+    def _types(self, store: TSVStore) -> list[str]:
+        """The type of each row, "" where it cannot be read; a long file takes a while."""
+        if store.path not in self._types_of_file:
+            types, started, shown = [], time.monotonic(), time.monotonic()
+            for index in range(len(store)):
+                try:
+                    types.append(store[index].type)
+                except BadRow:
+                    types.append("")
+                if time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    left = (shown - started) / (index + 1) * (len(store) - index)
+                    logger.info("%s: %d of %d rows, about %.0f s left", store.path, index + 1, len(store), left)
+            self._types_of_file[store.path] = types
+        return self._types_of_file[store.path]
 
     def _dataset(
         self, store: TSVStore, source: str, split: str, training: bool, kinds: tuple[str, ...], **options: Any

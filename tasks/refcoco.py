@@ -106,6 +106,12 @@ class RegionCaption(Kind):
     settings = {"beam": 5, "max_len_b": 60}
 
 
+def refuse_fast_images(cfg: Any) -> None:
+    """Raises UserError for `--image-backend fast`, where boxes move along with the picture."""
+    if cfg.image_backend != "pil":
+        raise UserError(f"--image-backend {cfg.image_backend}: --task {cfg._name} has only pil; leave it out")
+
+
 @dataclass
 class RefcocoConfig(OFATaskConfig):
     """Options of referring expressions."""
@@ -167,6 +173,7 @@ class RefcocoTask(OFATask):
         """Checks that the bins reach over the whole picture."""
         cfg = self.cfg
         cfg.max_image_size = cfg.max_image_size or MAX_IMAGE_SIZE
+        refuse_fast_images(cfg)
         if cfg.max_image_size < cfg.patch_image_size:
             raise UserError(
                 f"--max-image-size {cfg.max_image_size}: the bins must span the picture, whose side is "
