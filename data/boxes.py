@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
+from .text import SEPARATOR
 
 Box = tuple[float, float, float, float]
 
@@ -73,7 +74,7 @@ def parse_objects(cell: str) -> list[LabelledBox]:
     """
     if not cell.strip():
         return []
-    items = cell.split("&&")
+    items = cell.split(SEPARATOR)
     return [_labelled(item, f"object {number} of {len(items)}") for number, item in enumerate(items, 1)]
 
 

@@ -17,10 +17,10 @@ from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
 from ..data.image import PictureLoader
-from ..data.text import tidy_question
+from ..data.text import MARK, tidy_question
 from ..data.tsv import TSVStore
 from ..errors import UserError
-from .metrics.accuracy import MARK, VQAScore, parse_answers
+from .metrics.accuracy import VQAScore, parse_answers
 from .refcoco import BoxReader
 
 PIECE = re.compile(r"\{([^{}]*)\}")

@@ -27,7 +27,7 @@ from ..data.example import Example
 from ..data.image import PictureLoader
 from ..data.mixture import ByKind, Mixture, Part
 from ..data.negatives import Negatives
-from ..data.text import tidy_caption, tidy_question
+from ..data.text import SEPARATOR, tidy_caption, tidy_question
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import BadRow, UserError
 from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
@@ -35,7 +35,7 @@ from ..models.generation.trie import Trie
 from .asking import SETTINGS, AskedForm, AskedScore
 from .base import PATCH_PIXELS, OFATask, OFATaskConfig, Source
 from .caption import INSTRUCTION as WHAT_IS_SHOWN
-from .caption import SEPARATOR, plain
+from .caption import plain
 from .detection import Detection, DetectionBuilder
 from .evaluation import typed_id
 from .infilling import ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
