@@ -356,6 +356,8 @@ def doubled(sample: dict[str, Any]) -> dict[str, Any]:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
 
     net_input = {name: twice(value) for name, value in sample["net_input"].items()}
+    if "image_rows" in net_input:
+        net_input["patch_images"] = sample["net_input"]["patch_images"]  # to which the doubled rows point
     kept = ("target", "conf", "allowed_tokens", "allowed_counts", "constraint_masks", "kinds")
     rest = {name: twice(sample[name]) for name in kept if name in sample}
     names = {"kind_names": sample["kind_names"]} if "kind_names" in sample else {}
