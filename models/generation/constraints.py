@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fairseq.models import FairseqIncrementalDecoder
 from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ class ConstrainedEnsemble(EnsembleModel):
         codes: bool = False,
     ):
         super().__init__([MaskedModel(model, eos, span, codes) for model in models])
+        # Stock asks for the decoder's type, which a `CodeDecoder` hides: 256 codes would be computed anew at each step
+        self.has_incremental = all(isinstance(getattr(m, "decoder", None), FairseqIncrementalDecoder) for m in models)
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
