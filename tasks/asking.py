@@ -106,7 +106,9 @@ class AskedBuilder(BoxReader, Builder):
         try:
             reference = self._answers(row)
         except ValueError as error:
-            raise self.bad(index, "answers", str(error), "write 1.0|!+yes, several joined by &&, or one answer") from None
+            raise self.bad(
+                index, "answers", str(error), "write 1.0|!+yes, several joined by &&, or one answer"
+            ) from None
         yield self.example(
             index,
             getattr(row, "id", None) or str(self.store.line(index)),

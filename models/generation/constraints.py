@@ -168,6 +168,10 @@ class CodeDecoder:
         """The decoder's own, with `code_masks` bool[R]."""
         return self._decoder.forward(tokens, code_masks=torch.ones_like(tokens[:, 0], dtype=torch.bool), **rest)
 
+    def max_positions(self) -> int:
+        """Cells of the grid and what follows it, whatever `--max-target-positions` says of text."""
+        return len(self._decoder.image_position_idx)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
@@ -187,6 +191,10 @@ class MaskedModel(nn.Module):
         except AttributeError:
             value = getattr(super().__getattr__("model"), name)
             return CodeDecoder(value) if name == "decoder" and self.codes else value
+
+    def max_decoder_positions(self) -> int:
+        """Most tokens, eos included, that the model can write of this kind."""
+        return self.decoder.max_positions() if self.codes else self.model.max_decoder_positions()
 
     def get_normalized_probs(self, net_output: tuple[Tensor, Any], log_probs: bool, sample: Any = None) -> Tensor:
         """float[R, 1, V] from net_output[0], the last position's float[R, 1, V] logits.

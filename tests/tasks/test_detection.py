@@ -174,7 +174,10 @@ def test_a_crop_that_shows_no_object_makes_a_negative_as_officially(codec, tmp_p
 @pytest.mark.parametrize(
     ("objects", "says"),
     [
-        ("1,2,3,4,5", "object 1 of 1, '1,2,3,4,5': 5 of 6 parts: write x0,y0,x1,y1,object_id,object_name, joined by &&"),
+        (
+            "1,2,3,4,5",
+            "object 1 of 1, '1,2,3,4,5': 5 of 6 parts: write x0,y0,x1,y1,object_id,object_name, joined by &&",
+        ),
         (
             "4,3,24,27,1,dog&&4,3,24,y,1,cat",
             "object 2 of 2, '4,3,24,y,1,cat': y1 is 'y', no finite number: write x0,y0,x1,y1 in pixels",

@@ -26,6 +26,7 @@ from tests.helpers.pretraining import (
     write_negatives,
     write_rows,
 )
+from tests.helpers.small_model import build_small
 
 GOLDEN = golden("pretrain_examples.json")
 IMAGE_TEXT = GOLDEN["image_text"]
@@ -124,7 +125,7 @@ def test_grounding_rows_match_the_official_dataset(shared, released, make, monke
     assert [list(grounding.image.shape)] == [where["patch_image_shape"]] and torch.equal(grounding.image, region.image)
     ours = grounding.target[:4].tolist()
     check(codec, grounding, {**where, "target": [*ours, codec.eos], "prev_output_tokens": [codec.bos, *ours]})
-    source = [*what["source"][: -5], *ours, codec.eos]
+    source = [*what["source"][:-5], *ours, codec.eos]
     check(codec, region, {**what, "source": source, "source_text": codec.decode(torch.tensor(source))})
     assert (grounding.kind, region.kind) == ("grounding", "region_caption")
 
@@ -240,7 +241,9 @@ def test_statements_are_true_and_false_alike_and_false_ones_come_from_everywhere
     whole = {"a red bus", "two men", "a cat sits"}
     swapped = {text for text in false if text not in whole}
     assert whole < set(false) and "a dog chases a cat" not in false
-    assert swapped == {f"a {a} chases a {b}" for a, b in [("bus", "cat"), ("tree", "cat"), ("dog", "bus"), ("dog", "tree")]}
+    assert swapped == {
+        f"a {a} chases a {b}" for a, b in [("bus", "cat"), ("tree", "cat"), ("dog", "bus"), ("dog", "tree")]
+    }
     share = sum(false[text] for text in swapped) / sum(false.values())
     assert share == pytest.approx(0.4, abs=0.12)  # four deviations of 300 draws
 
@@ -345,7 +348,10 @@ def test_files_of_one_run_draw_differently(world, tmp_path):
             question_row(answers="red"),
             "refs: expected confidence|!+answer, found 'red': write 1.0|!+yes, several joined by &&",
         ),
-        (question_row(answers=""), "refs: expected confidence|!+answer, found '': write 1.0|!+yes, several joined by &&"),
+        (
+            question_row(answers=""),
+            "refs: expected confidence|!+answer, found '': write 1.0|!+yes, several joined by &&",
+        ),
         (
             question_row(answers="2|!+red"),
             "refs: confidence 2 is not between 0 and 1: write 1.0|!+yes, several joined by &&",
@@ -630,8 +636,11 @@ def test_a_subset_that_is_not_there_is_named_beside_those_that_are(world, tmp_pa
     ("given", "says"),
     [
         ((), "--batch-size is needed, and no --max-tokens"),
-        ((None, 12), "--batch-size 12 cannot hold vision_language, text, image, detection as 8:2:1:1; the next value "
-         "that can is 16"),
+        (
+            (None, 12),
+            "--batch-size 12 cannot hold vision_language, text, image, detection as 8:2:1:1; the next value "
+            "that can is 16",
+        ),
         ((4096,), "--batch-size is needed, and no --max-tokens"),
     ],
     ids=str,
@@ -655,3 +664,13 @@ def test_the_mixture_says_how_many_rows_go_together(world, tmp_path, flag, step)
     expected = [step, *(max(1, round(step * rows / leading)) for rows in rest)]
     counted = Counter(mixture[index][0] for index in batches[0])
     assert list(counted.values()) == expected
+
+
+def test_codes_have_the_positions_of_the_grid_and_words_those_of_text(evaluated, tmp_path):
+    """`ofa_nano` has 256 of the latter, and the official middle of a picture 256 codes and their end."""
+    task = evaluated(tmp_path)
+    model, _ = build_small(recipe=None, max_target_positions=4)
+    generator = task._make_generator([model], kind="image_infilling")
+    assert (generator.min_len, generator.max_len_b) == (4, 4) and generator.max_len > 4
+    with pytest.raises(UserError, match="--max-len-b 4 goes past the decoder's 4 positions"):
+        task._make_generator([model], kind="grounding")

@@ -142,7 +142,19 @@ def test_a_typed_row_needs_no_box(codec, tmp_path):
 
 @pytest.mark.parametrize(
     "written",
-    ["", "b", "b b b", "b b b b b", "b b b b b b b b", "b b t b b", "t", "b t b b b", "b b b b t", "c c c c", "t t t t"],
+    [
+        "",
+        "b",
+        "b b b",
+        "b b b b b",
+        "b b b b b b b b",
+        "b b t b b",
+        "t",
+        "b t b b b",
+        "b b b b t",
+        "c c c c",
+        "t t t t",
+    ],
 )
 def test_what_is_no_box_is_no_answer(codec, written):
     """b a bin, t a word, c a code."""

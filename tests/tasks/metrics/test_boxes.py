@@ -77,7 +77,9 @@ def test_objects_where_none_are_lower_precision():
 
 def test_an_object_is_found_once():
     assert precision(([dog(A, 0.9), dog(A, 0.8)], there(A))) == 1.0  # the duplicate comes behind full recall
-    assert precision(([dog(A, 0.9), dog(A, 0.8), dog(B, 0.5)], there(A, B))) == pytest.approx(0.5 + 0.5 * 2 / 3, abs=1e-4)
+    assert precision(([dog(A, 0.9), dog(A, 0.8), dog(B, 0.5)], there(A, B))) == pytest.approx(
+        0.5 + 0.5 * 2 / 3, abs=1e-4
+    )
     assert precision(([dog(A, 0.9), dog(A, 0.8)], there(A, A))) == 1.0  # two objects in one place
 
 
