@@ -602,7 +602,8 @@ class OFATask(Interactive, FairseqTask):
     ) -> Any:
         """The generator for one kind of example, or for all where they do not differ."""
         settings = self.generation_settings(given, kind)
-        positions = min(model.max_decoder_positions() for model in models)
+        ensemble = self.ensemble_of(models, kind)
+        positions = ensemble.max_decoder_positions()
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
             raise UserError(
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
@@ -610,7 +611,6 @@ class OFATask(Interactive, FairseqTask):
             )
         if settings.constraints:
             raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
-        ensemble = self.ensemble_of(models, kind)
         if ensemble.trie is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
         return super().build_generator(ensemble, settings, seq_gen_cls, *stock)

@@ -53,7 +53,7 @@ class Ledger:
                 raise BadRow(bad.path, bad.line, bad.column, bad.reason, f"{bad.remedy} ({share})")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as ledger:
-                cells = (bad.path, str(bad.line), bad.column, bad.reason, bad.remedy)
-                ledger.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+                said = (" ".join(cell.split()) for cell in (bad.column, bad.reason, bad.remedy))
+                ledger.write("\t".join((bad.path, str(bad.line), *said)) + "\n")  # the path as a resumed run has it
             logger.warning("%s (left out of training; see %s)", bad, self.path)
         return new

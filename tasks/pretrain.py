@@ -38,7 +38,7 @@ from .caption import INSTRUCTION as WHAT_IS_SHOWN
 from .caption import plain
 from .detection import Detection, DetectionBuilder
 from .evaluation import typed_id
-from .infilling import ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
+from .infilling import CODE_PIXELS, ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
 from .kinds import Kind
 from .matching import OF_ANSWER, OF_CAPTION, Matching, answer_statement, caption_statement
 from .metrics.accuracy import VQAScore, best_answer, parse_answers
@@ -375,6 +375,11 @@ class PretrainTask(OFATask):
     def setup(self) -> None:
         """Checks the options that belong together."""
         cfg = self.cfg
+        if cfg.code_image_size < CODE_PIXELS or cfg.code_image_size % CODE_PIXELS:
+            raise UserError(
+                f"--code-image-size {cfg.code_image_size}: a code is {CODE_PIXELS} pixels of a side; give a multiple "
+                f"of {CODE_PIXELS}, officially 128"
+            )
         largest = max(cfg.patch_image_size, 2 * cfg.code_image_size)
         if cfg.max_image_size < largest:
             raise UserError(
@@ -390,7 +395,7 @@ class PretrainTask(OFATask):
             self.builder = AskedForm(cfg.instruction, tuple(cfg.columns.split(",")))
         elif cfg.columns is not None:
             raise UserError("--columns names the columns for --instruction: give both")
-        self.wanted = tuple(KINDS) if cfg.kinds is None else tuple(cfg.kinds.split(","))
+        self.wanted = tuple(KINDS) if cfg.kinds is None else tuple(dict.fromkeys(cfg.kinds.split(",")))
         for kind in self.wanted:
             if kind not in KINDS:
                 raise UserError(f"--kinds {cfg.kinds}: {kind!r} is none of {', '.join(KINDS)}")
@@ -417,7 +422,7 @@ class PretrainTask(OFATask):
     def _proportions(self) -> dict[str, int]:
         """Rows of each source in a unit of the mixture."""
         parts = self.cfg.mixture.split(":")
-        if len(parts) != len(SOURCES) or not all(part.isdigit() and int(part) for part in parts):
+        if len(parts) != len(SOURCES) or not all(part.isdecimal() and int(part) for part in parts):
             raise UserError(f"--mixture {self.cfg.mixture}: four whole numbers from 1 on, e.g. 8:2:1:1")
         return dict(zip(SOURCES, map(int, parts), strict=True))
 

@@ -54,9 +54,9 @@ class BoxReader:
 
 
 def read_boxes(tokens: torch.Tensor, codec: Codec, frame: int, scale: tuple[float, float]) -> list[Box]:
-    """The boxes that bins among tokens int64[T] say, in pixels of the stored picture; [] unless they are fours."""
-    bins = [token - codec.bin0 for token in tokens.tolist() if codec.bin0 <= token < codec.bin0 + codec.num_bins]
-    if not bins or len(bins) % 4:
+    """The boxes that tokens int64[T] say, in pixels of the stored picture; [] unless they are fours of bins alone."""
+    bins = [token - codec.bin0 for token in tokens.tolist() if token != codec.eos]
+    if not bins or len(bins) % 4 or not all(0 <= number < codec.num_bins for number in bins):
         return []
     return [tuple(box) for box in to_pixels(np.array(bins).reshape(-1, 4), codec.num_bins, frame, scale).tolist()]
 
