@@ -171,7 +171,7 @@ class Encoder(FairseqEncoder):
         features = features.flatten(2).transpose(1, 2)  # [B, P, C]
         ids = grid_positions(height, width, self.image_bucket_size).to(images.device)
         chosen = None
-        if sample is not None:
+        if sample is not None and sample < height * width:  # all of them in another order are the same to the model
             chosen = self.draw_patches(batch, height * width, sample).to(images.device)  # [B, P]
             features = features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[2]))
             ids = ids[chosen]
