@@ -34,19 +34,6 @@ def logged(output: str, kind: str) -> list[dict[str, float]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def pretrained(shapes, tmp_path_factory) -> tuple[Path, Finished]:
-    """Two epochs with validation: the save folder, and what was printed."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    finished = run(
-        *("train", *shapes.flags(), "--batch-size", 8, "--max-epoch", 2, "--num-workers", 0, "--save-dir"),
-        *(folder / "save", "--lr-scheduler", "fixed", "--report-accuracy", "--tensorboard-logdir", folder / "curves"),
-        *("--best-checkpoint-metric", "vqa_score", "--maximize-best-checkpoint-metric"),
-        log=folder / "log",
-    )
-    return folder / "save", ok(finished)
-
-
 def evaluated(entry: str, data: Path, checkpoint: Path, log: Path, *flags: object) -> Finished:
     """Runs `fairseq-validate` or `fairseq-generate` with everything but DATA from the checkpoint."""
     return run(
