@@ -2,7 +2,6 @@
 
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
-import contextlib
 import copy
 import functools
 import logging
@@ -548,19 +547,9 @@ class PretrainTask(OFATask):
             raise UserError(f"{self.cfg.data}: {split} has no row for --kinds {self.cfg.kinds}")
         logger.info("%s: %s", split, ", ".join(f"{len(one)} {kind}" for kind, one in datasets.items()))
         metrics_of = {kind: tuple(metric() for metric in KINDS[kind].metrics) for kind in datasets}
-        references = {kind: self._references(one) if kind == "caption" else [] for kind, one in datasets.items()}
+        references = {kind: self.references(one) if kind == "caption" else [] for kind, one in datasets.items()}
         self._prepare_metrics(split, metrics_of, references)
         return ByKind(datasets)
-
-    @staticmethod
-    def _references(dataset: OFADataset) -> list[list[str]]:
-        """The captions of the rows that can be read; CIDEr counts their words."""
-        rows = range(len(dataset)) if dataset.rows is None else dataset.rows
-        references = []
-        for row in rows:
-            with contextlib.suppress(BadRow):
-                references.append(dataset.builder.reference(dataset.builder.store[int(row)]))
-        return references
 
     def _rows_with(self, store: TSVStore, wanted: tuple[str, ...]) -> np.ndarray | None:
         """int64[N]: the rows that give a wanted kind of example, or cannot be read and are met later; None: all do."""

@@ -66,6 +66,12 @@ def test_every_process_has_a_file_of_its_own_and_reads_all(tmp_path, monkeypatch
     assert other.path.read_text().count("\n") == 1
 
 
+def test_a_line_that_a_killed_run_left_half_written_is_no_row(tmp_path):
+    (tmp_path / "bad_rows.tsv").write_text("a  b/train.tsv\t1\tx\ty\tz\na  b")
+    assert [row.line for row in ledger(tmp_path).note([bad(1), bad(2)])] == [2]
+    assert ledger(tmp_path).known == {("a  b/train.tsv", 1), ("a  b/train.tsv", 2)}
+
+
 # Through the task
 
 
