@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fairseq.data import FairseqDataset
 
 from ..errors import UserError
-from .dataset import Item, OFADataset, split_to_multiple
+from .dataset import Item, OFADataset, RowDataset, split_to_multiple
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Part:
     share: float = 1.0
 
 
-class Mixture(FairseqDataset):
+class Mixture(RowDataset):
     """Training batches that hold rows of every part, in proportion.
 
     The first part leads: an epoch is once through its rows, and `--batch-size` counts them. Each of the others is read
@@ -50,10 +49,8 @@ class Mixture(FairseqDataset):
         self.names = list(self.parts)
         self.main, *self.others = self.parts.values()
         self.rows_of = rows_of
-        self.num_shards = 1
 
     shuffle = True
-    can_reuse_epoch_itr_across_epochs = True  # as OFADataset
 
     def __len__(self) -> int:
         return len(self.main.dataset)
@@ -113,14 +110,6 @@ class Mixture(FairseqDataset):
         """`num_tokens` of several rows."""
         return self.main.dataset.num_tokens_vec(indices)
 
-    def size(self, index: int) -> int:
-        """Same as `num_tokens`."""
-        return self.num_tokens(index)
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
-        """Keeps every row, as `OFADataset`."""
-        return indices, []
-
     def batch_by_size(
         self,
         indices: np.ndarray,
@@ -168,7 +157,7 @@ class Mixture(FairseqDataset):
         return sum(self._rows_in_batch(part, len(batch)) for batch in batches)
 
 
-class ByKind(FairseqDataset):
+class ByKind(RowDataset):
     """Evaluated rows: each kind of example in batches of its own, in file order.
 
     Args:
@@ -179,10 +168,8 @@ class ByKind(FairseqDataset):
         super().__init__()
         self.datasets = dict(datasets)
         self.starts = dict(zip(self.datasets, np.cumsum([0, *map(len, self.datasets.values())]).tolist(), strict=False))
-        self.num_shards = 1
 
     shuffle = False
-    can_reuse_epoch_itr_across_epochs = True
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets.values()))
@@ -213,14 +200,6 @@ class ByKind(FairseqDataset):
         """Estimated tokens of a row."""
         kind = self._kind(index)
         return self.datasets[kind].num_tokens(int(index) - self.starts[kind])
-
-    def size(self, index: int) -> int:
-        """Same as `num_tokens`."""
-        return self.num_tokens(index)
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
-        """Keeps every row."""
-        return indices, []
 
     def batch_by_size(self, indices: np.ndarray, *limits: Any, **more: Any) -> list[np.ndarray]:
         """Every kind cut into batches as `OFADataset` cuts its rows."""

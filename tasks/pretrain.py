@@ -519,14 +519,13 @@ class PretrainTask(OFATask):
         logger.info("%s: mixes %s; kinds of example: %s", split, mixed, ", ".join(names))
         leading = next(iter(parts))
         self._rows_of_file[opened[leading].path] = len(parts[leading].dataset)
-        return Mixture(parts, self._rows_in_epoch)
+        rows = len(parts[leading].dataset)
+        rotates = leading == "vision_language" and self.has_sharded_data(split)
+        return Mixture(parts, self._rows_in_epoch if rotates else lambda epoch: rows)
 
     def _rows_in_epoch(self, epoch: int) -> int:
-        """Rows of the leading file of an epoch."""
+        """Rows of the vision-language file of an epoch."""
         files = self._vision_language_files()
-        if len(files) < 2:
-            (rows,) = self._rows_of_file.values()
-            return rows
         path = files[(epoch - 1) % len(files)]
         if path not in self._rows_of_file:
             selected = parse_selected_cols(self.cfg.selected_cols or self.builder.selected["train"])

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from fairseq.tasks import register_task
+from torch import nn
 
 from ..data import augment
 from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, to_bins, to_pixels
@@ -17,6 +18,7 @@ from ..data.codec import Codec
 from ..data.example import Example
 from ..data.text import tidy_caption
 from ..errors import UserError
+from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
 from .base import OFATask, OFATaskConfig
 from .kinds import Kind
 from .metrics.base import Metric
@@ -183,6 +185,10 @@ class RefcocoTask(OFATask):
     def _scores(self) -> tuple[type[Metric], ...]:
         cfg = self.cfg
         return self.all_metrics() if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric == self.metric.name else ()
+
+    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
+        """The models, which may write bins only."""
+        return build_ensemble(models, pad=self.codec.pad, span=self.kind.span(self.codec))
 
     def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | None:
         """The box in pixels of the stored picture."""

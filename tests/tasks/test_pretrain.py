@@ -184,7 +184,7 @@ def test_an_epoch_s_rows_of_eight_bring_four_extras(world, tmp_path):
         masks = [inputs[name].get("code_masks") for name in ("vision_language", "text", "detection")]
         assert masks == [None, None, None] and inputs["image"]["code_masks"].tolist() == [True]
         assert "patch_images" not in inputs["text"]  # officially grey pictures behind a mask
-        assert inputs["vision_language"]["patch_images"].shape == (16, 3, SIDE, SIDE)
+        assert inputs["vision_language"]["patch_images"].shape == (8, 3, SIDE, SIDE)  # of two examples each
         assert inputs["detection"]["patch_images"].shape == inputs["image"]["patch_images"].shape == (1, 3, 32, 32)
         conf = [value for name in ("text", "image", "detection") for value in batch["parts"][name]["conf"].tolist()]
         assert conf == recorded["v2_conf"]
