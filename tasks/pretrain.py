@@ -503,11 +503,14 @@ class PretrainTask(OFATask):
         mixed = ", ".join(f"{part.rows} {name} (weight {part.share:g})" for name, part in parts.items())
         logger.info("%s: mixes %s; kinds of example: %s", split, mixed, ", ".join(names))
         leading = next(iter(parts))
-        self._rows_of_file[opened[leading].path] = len(parts[leading].dataset)
+        rows = len(parts[leading].dataset)
+        if leading != "vision_language":  # then an epoch is through a file that does not rotate
+            return Mixture(parts, lambda epoch: rows)
+        self._rows_of_file[opened[leading].path] = rows
         return Mixture(parts, self._rows_in_epoch)
 
     def _rows_in_epoch(self, epoch: int) -> int:
-        """Rows of the leading file of an epoch."""
+        """Rows of the vision-language file of an epoch."""
         files = self._vision_language_files()
         if len(files) < 2:
             (rows,) = self._rows_of_file.values()
