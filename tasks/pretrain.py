@@ -518,10 +518,11 @@ class PretrainTask(OFATask):
         mixed = ", ".join(f"{part.rows} {name} (weight {part.share:g})" for name, part in parts.items())
         logger.info("%s: mixes %s; kinds of example: %s", split, mixed, ", ".join(names))
         leading = next(iter(parts))
-        self._rows_of_file[opened[leading].path] = len(parts[leading].dataset)
         rows = len(parts[leading].dataset)
-        rotates = leading == "vision_language" and self.has_sharded_data(split)
-        return Mixture(parts, self._rows_in_epoch if rotates else lambda epoch: rows)
+        if leading != "vision_language" or not self.has_sharded_data(split):
+            return Mixture(parts, lambda epoch: rows)
+        self._rows_of_file[opened[leading].path] = rows
+        return Mixture(parts, self._rows_in_epoch)
 
     def _rows_in_epoch(self, epoch: int) -> int:
         """Rows of the vision-language file of an epoch."""
