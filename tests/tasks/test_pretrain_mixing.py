@@ -8,12 +8,15 @@ import pytest
 from fairseq import options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from ofa_plugin import compat, optim
 from ofa_plugin.errors import UserError
 
 
 @pytest.fixture
-def task(shapes):
-    """Sets the task up as fairseq-train does, for DATA and flags."""
+def task(shapes, monkeypatch):
+    """Sets the task up as fairseq-train does, for DATA and flags; what it leaves in the process is taken back."""
+    monkeypatch.setattr(compat, "checkpoint_checks", dict(compat.checkpoint_checks))
+    monkeypatch.setattr(optim, "_epoch_length", None)
 
     def make(*flags: object, data: object = None):
         words = (*shapes.flags(data), "--batch-size", 8, "--optimizer", "adam", *flags)
