@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; a `UserError` is one line on standard error and 1."""
     args = build_parser().parse_args(arguments)
-    logging.getLogger("fairseq").setLevel(logging.WARNING)  # importing it recommends a package that nobody needs
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # on import it recommends a package
     try:
         return args.run(args)
     except UserError as error:
