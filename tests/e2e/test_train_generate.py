@@ -87,7 +87,7 @@ def test_answers_stay_inside_the_set(trained, world, tmp_path):
     if task != "vqa":
         pytest.skip("captioning has no answer set")
     _, entries = generate(world, task, save / "checkpoint_last.pt", tmp_path / "out", "--batch-size", 14)
-    assert {entry["answer"] for entry in entries} <= set((world.root / "vqa" / "answers.txt").read_text().split())
+    assert {entry["answer"] for entry in entries} <= set((world.root / "vqa" / "answers.txt").read_text().splitlines())
 
 
 @pytest.mark.parametrize("resumed_at", [2, 5], ids=["first epoch", "second epoch"])
