@@ -119,9 +119,9 @@ def _paragraph(pen: ImageDraw.ImageDraw, text: Words, left: int, top: int) -> in
 
 def _filled(gapped: str, answer: str) -> Words:
     """The answer's words, those that were not to be seen in the model's colour."""
-    said = answer.split()
+    said, shown = answer.split(), gapped.partition('"')[2].rpartition('"')[0].split()  # the text without the question
     colours = [MODEL] * len(said)
-    for block in SequenceMatcher(None, gapped.split(), said, autojunk=False).get_matching_blocks():
+    for block in SequenceMatcher(None, shown, said, autojunk=False).get_matching_blocks():
         colours[block.b : block.b + block.size] = [BLACK] * block.size
     return list(zip(said, colours, strict=True))
 
@@ -139,8 +139,8 @@ def _zoomed(picture: Image.Image) -> Image.Image:
 
 def _box(shown: Image.Image, box: Iterable[float], scale: tuple[float, float], colour: tuple[int, int, int]) -> None:
     """Draws a box that has a scale of its own; one without four corners, or in the wrong order, is not there."""
-    corners = [float(corner) * scale[place % 2] for place, corner in enumerate(box)]
+    corners = [round(float(corner) * scale[place % 2]) for place, corner in enumerate(box)]
     if len(corners) == 4 and corners[0] <= corners[2] and corners[1] <= corners[3]:
-        pen = ImageDraw.Draw(shown)
-        pen.rectangle([round(corner) for corner in corners], outline="white", width=4)
-        pen.rectangle([round(corner) for corner in corners], outline=colour, width=2)
+        pen, (left, top, right, bottom) = ImageDraw.Draw(shown), corners
+        pen.rectangle((left - 3, top - 3, right + 2, bottom + 2), outline="white", width=3)  # seen on any background
+        pen.rectangle((left - 2, top - 2, right + 1, bottom + 1), outline=colour, width=2)
