@@ -277,14 +277,15 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
             def mean(key: str, part: str = part, size: Any = size_of_part) -> Any:
                 return totals[f"{key}_{part}"] / max(size, 1)
 
+            sentences = totals[f"nsentences_{part}"]
+            if f"nsentences_{part}" in logged and not sentences:
+                continue  # a kind of which there was no example, on any rank
             metrics.log_scalar(f"loss_{part}", mean("loss"), size_of_part, round=3)
-            if f"nsentences_{part}" in logged:
-                sentences = totals[f"nsentences_{part}"]
+            if sentences:
                 metrics.log_scalar(f"accuracy_{part}", 100.0 * mean("n_correct"), size_of_part, round=2)
                 metrics.log_scalar(
                     f"share_{part}", sentences / max(totals["nsentences"], 1), totals["nsentences"], round=3
                 )
-                metrics.log_speed(f"per_second_{part}", sentences, round=1)
             else:
                 metrics.log_scalar(f"sample_size_{part}", size_of_part, 1, round=3)
         metrics.log_scalar("nll_loss", totals["nll_loss"] / scored, scored, round=3)
@@ -355,6 +356,8 @@ def doubled(sample: dict[str, Any]) -> dict[str, Any]:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() else value
 
     net_input = {name: twice(value) for name, value in sample["net_input"].items()}
+    if "image_rows" in net_input:
+        net_input["patch_images"] = sample["net_input"]["patch_images"]  # to which the doubled rows point
     kept = ("target", "conf", "allowed_tokens", "allowed_counts", "constraint_masks", "kinds")
     rest = {name: twice(sample[name]) for name in kept if name in sample}
     names = {"kind_names": sample["kind_names"]} if "kind_names" in sample else {}

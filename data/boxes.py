@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import Problem
+from .text import SEPARATOR
 
 Box = tuple[float, float, float, float]
 
@@ -27,20 +28,8 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)  
 _ROUNDING = 1e-6  # pixels; 333 * (512 / 333) is more than 512
 
 
-class BoxProblem(UserError, ValueError):
-    """A box that cannot be used. It knows no file and line: whoever reads the row adds them.
-
-    Args:
-        reason: what is wrong, with the value.
-        remedy: what to do.
-    """
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(reason, remedy)  # both, so that a worker's copy unpickles
-        self.reason, self.remedy = reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.remedy}"
+class BoxProblem(Problem, ValueError):
+    """A box that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def parse_objects(cell: str) -> list[LabelledBox]:
     """
     if not cell.strip():
         return []
-    items = cell.split("&&")
+    items = cell.split(SEPARATOR)
     return [_labelled(item, f"object {number} of {len(items)}") for number, item in enumerate(items, 1)]
 
 

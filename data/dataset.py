@@ -24,7 +24,31 @@ class Item(NamedTuple):
     bad: list[BadRow]
 
 
-class OFADataset(FairseqDataset):
+class RowDataset(FairseqDataset):
+    """What all datasets of rows answer fairseq alike. Subclasses set `shuffle`, and have `num_tokens`."""
+
+    shuffle: bool
+    num_shards = 1  # ranks that share the batches; the task says how many
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """One iterator serves all epochs, and so do its workers; the task has it compose each epoch's batches anew."""
+        return True
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """`num_tokens` of several rows."""
+        return np.array([self.num_tokens(index) for index in indices], np.int64)
+
+    def size(self, index: int) -> int:
+        """Same as `num_tokens`."""
+        return self.num_tokens(index)
+
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
+        """Keeps every row: builders cut texts as their task says, and the model names what is too long for it."""
+        return indices, []
+
+
+class OFADataset(RowDataset):
     """The rows of one split.
 
     An item is what was built from a row (`Item`). Workers hand bad rows back as values, so that the main process deals
@@ -69,7 +93,6 @@ class OFADataset(FairseqDataset):
         # Rows are not read to be measured: 3 bytes of a row make at most about one token.
         row_bytes = builder.store.row_bytes if rows is None else builder.store.row_bytes[rows]
         self._lengths = image_tokens + np.minimum(text_tokens, row_bytes // 3 + 2)
-        self.num_shards = 1
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -129,11 +152,6 @@ class OFADataset(FairseqDataset):
         if self.shuffle:
             self.epoch.fill_(epoch)
 
-    @property
-    def can_reuse_epoch_itr_across_epochs(self) -> bool:
-        """One iterator serves all epochs, and so do its workers; the task has it compose each epoch's batches anew."""
-        return True
-
     def ordered_indices(self) -> np.ndarray:
         """int64[N]: a permutation drawn from (seed, epoch) for training, else file order."""
         if not self.shuffle:
@@ -147,14 +165,6 @@ class OFADataset(FairseqDataset):
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         """`num_tokens` of several rows."""
         return self._lengths[indices]
-
-    def size(self, index: int) -> int:
-        """Same as `num_tokens`."""
-        return self.num_tokens(index)
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
-        """Keeps every row: builders cut texts as their task says, and the model names what is too long for it."""
-        return indices, []
 
     def batch_by_size(
         self,

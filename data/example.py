@@ -85,7 +85,8 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
 
     Returns:
         `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], for images
-        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B], for image codes `code_masks` bool[B]), `target`
+        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B] (where examples share pictures, each of them once,
+        and `image_rows` int64[B]), for image codes `code_masks` bool[B]), `target`
         int64[B, T] (pad within the prompt), `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B],
         `id` int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
         (the ids allowed at each position, row after row; a count of 0 leaves the position free), the lists `uniq_ids`,
@@ -105,11 +106,15 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         "prev_output_tokens": previous,
     }
     if examples[0].image is not None:
-        net_input["patch_images"] = normalise(torch.stack([example.image for example in examples]), imagenet_mean)
-        for row, example in enumerate(examples):
-            if example.hole:  # the mean colour, which no uint8 is
-                top, left = ((side - example.hole) // 2 for side in example.image.shape[1:])
-                net_input["patch_images"][row, :, top : top + example.hole, left : left + example.hole] = 0
+        pictures = {id(example.image): example for example in examples}  # what is made of one row shares its picture
+        net_input["patch_images"] = normalise(torch.stack([one.image for one in pictures.values()]), imagenet_mean)
+        for row, one in enumerate(pictures.values()):
+            if one.hole:  # the mean colour, which no uint8 is
+                top, left = ((side - one.hole) // 2 for side in one.image.shape[1:])
+                net_input["patch_images"][row, :, top : top + one.hole, left : left + one.hole] = 0
+        if len(pictures) < len(examples):
+            numbers = {name: number for number, name in enumerate(pictures)}
+            net_input["image_rows"] = torch.tensor([numbers[id(example.image)] for example in examples])
         net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
     if examples[0].writes_codes:
         net_input["code_masks"] = torch.ones(len(examples), dtype=torch.bool)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import Problem, UserError
 
 try:
     import simplejpeg
@@ -40,20 +40,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 
 
-class ImageProblem(UserError):
-    """A picture that cannot be used. It knows no file and line: whoever reads the row adds them.
-
-    Args:
-        reason: what is wrong.
-        remedy: what to do.
-    """
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(reason, remedy)  # both, so that a worker's copy unpickles
-        self.reason, self.remedy = reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.remedy}"
+class ImageProblem(Problem):
+    """A picture that cannot be used."""
 
 
 class ImageReader:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fairseq.data import FairseqDataset
 
 from ..errors import UserError
-from .dataset import Item, OFADataset, split_to_multiple
+from .dataset import Item, OFADataset, RowDataset, split_to_multiple
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,15 @@ class Part:
     share: float = 1.0
 
 
-class Mixture(FairseqDataset):
+class Mixture(RowDataset):
     """Training batches that hold rows of every part, in proportion.
 
     The first part leads: an epoch is once through its rows, and `--batch-size` counts them. Each of the others is read
     on and on, in a new order each time through. Where it stands is no state: it follows from how many batches came
     before, so a resumed run finds every part where it left it, and two processes read what one would have read.
 
-    An index that is not negative is a row of the first part. Negative ones are places in the other parts' endless
-    reading, see `_code`.
+    An index that is not negative is a row of the first part. Negative ones are rows of the others in one of the times
+    through them, see `_codes`.
 
     Args:
         parts: by name, the leading one first.
@@ -50,11 +49,8 @@ class Mixture(FairseqDataset):
         self.names = list(self.parts)
         self.main, *self.others = self.parts.values()
         self.rows_of = rows_of
-        self.num_shards = 1
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each other part, the last time through and its order
 
     shuffle = True
-    can_reuse_epoch_itr_across_epochs = True  # as OFADataset
 
     def __len__(self) -> int:
         return len(self.main.dataset)
@@ -63,17 +59,28 @@ class Mixture(FairseqDataset):
         index = int(index)
         if index >= 0:
             return self.names[0], self.main.dataset[index]
-        position, number = divmod(-1 - index, len(self.others))
+        passed, number = divmod(-1 - index, len(self.others))
         dataset = self.others[number].dataset
-        cycle, place = divmod(position, len(dataset))
-        if self._orders.get(number, (None,))[0] != cycle:
-            order = np.random.default_rng((dataset.seed, cycle + 1)).permutation(len(dataset))
-            self._orders[number] = cycle, order
-        return self.names[1 + number], dataset.item(int(self._orders[number][1][place]), cycle + 1)
+        cycle, row = divmod(passed, len(dataset))
+        return self.names[1 + number], dataset.item(row, cycle + 1)
 
-    def _code(self, number: int, position: int) -> int:
-        """The index of the row at `position` of other part `number`'s endless reading."""
-        return -1 - (position * len(self.others) + number)
+    def _codes(self, number: int, start: int, count: int) -> np.ndarray:
+        """int64[count]: the indices of what other part `number` reads from position `start` of its endless reading on.
+
+        The orders are drawn here, once an epoch: the batches of an epoch come shuffled, and a worker that met several
+        times through would draw a whole file's order anew for nearly every row.
+        """
+        dataset = self.others[number].dataset
+        size, rows = len(dataset), []
+        cycles, places = np.divmod(np.arange(start, start + count), size)
+        for cycle in np.unique(cycles).tolist():
+            order = np.random.default_rng((dataset.seed, cycle + 1, number + 1)).permutation(size)
+            rows.append(order[places[cycles == cycle]])
+        return -1 - ((cycles * size + np.concatenate(rows)) * len(self.others) + number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `rows_of`, which drags the task along: a spawned worker composes no batches."""
+        return {**self.__dict__, "rows_of": None}
 
     def collater(self, samples: list[tuple[str, Item]]) -> dict[str, Any]:
         """{"parts": {name: batch}, "shares": {name: weight}}; the report alone where a bad row has no stand-in."""
@@ -103,14 +110,6 @@ class Mixture(FairseqDataset):
         """`num_tokens` of several rows."""
         return self.main.dataset.num_tokens_vec(indices)
 
-    def size(self, index: int) -> int:
-        """Same as `num_tokens`."""
-        return self.num_tokens(index)
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
-        """Keeps every row, as `OFADataset`."""
-        return indices, []
-
     def batch_by_size(
         self,
         indices: np.ndarray,
@@ -138,14 +137,14 @@ class Mixture(FairseqDataset):
         self.main.dataset.num_shards = self.num_shards
         mains = self.main.dataset.batch_by_size(indices, None, max_sentences)
         epoch = int(self.main.dataset.epoch)
-        batches = [list(batch) for batch in mains]
+        batches = [[batch] for batch in mains]
         for number, part in enumerate(self.others):
             position = sum(self._rows_in_epoch(part, self.rows_of(before), max_sentences) for before in range(1, epoch))
-            for batch, main in zip(batches, mains, strict=True):
-                count = self._rows_in_batch(part, len(main))
-                batch.extend(self._code(number, position + place) for place in range(count))
-                position += count
-        return [np.array(batch, np.int64) for batch in batches]
+            counts = [self._rows_in_batch(part, len(main)) for main in mains]
+            codes = np.split(self._codes(number, position, sum(counts)), np.cumsum(counts)[:-1])
+            for batch, read in zip(batches, codes, strict=True):
+                batch.append(read)
+        return [np.concatenate(batch) for batch in batches]
 
     def _rows_in_batch(self, part: Part, leading: int) -> int:
         """How many rows of a part go with so many of the leading one: no batch is without the part."""
@@ -158,7 +157,7 @@ class Mixture(FairseqDataset):
         return sum(self._rows_in_batch(part, len(batch)) for batch in batches)
 
 
-class ByKind(FairseqDataset):
+class ByKind(RowDataset):
     """Evaluated rows: each kind of example in batches of its own, in file order.
 
     Args:
@@ -169,10 +168,8 @@ class ByKind(FairseqDataset):
         super().__init__()
         self.datasets = dict(datasets)
         self.starts = dict(zip(self.datasets, np.cumsum([0, *map(len, self.datasets.values())]).tolist(), strict=False))
-        self.num_shards = 1
 
     shuffle = False
-    can_reuse_epoch_itr_across_epochs = True
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets.values()))
@@ -203,14 +200,6 @@ class ByKind(FairseqDataset):
         """Estimated tokens of a row."""
         kind = self._kind(index)
         return self.datasets[kind].num_tokens(int(index) - self.starts[kind])
-
-    def size(self, index: int) -> int:
-        """Same as `num_tokens`."""
-        return self.num_tokens(index)
-
-    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
-        """Keeps every row."""
-        return indices, []
 
     def batch_by_size(self, indices: np.ndarray, *limits: Any, **more: Any) -> list[np.ndarray]:
         """Every kind cut into batches as `OFADataset` cuts its rows."""

@@ -14,6 +14,7 @@ from typing import Any
 import sentencepiece
 
 from ..errors import UserError
+from .text import SEPARATOR
 from .tsv import TSVStore
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _texts(file: str | os.PathLike[str], columns: Sequence[int]) -> Iterator[str
     """The texts of a file, white space made single spaces, each with the leading space that OFA gives its texts."""
     for row in TSVStore(file, [f"column_{column}" for column in columns], columns, flag="--columns"):
         for cell in row:
-            for text in cell.split("&&"):
+            for text in cell.split(SEPARATOR):
                 if _BOX.fullmatch(text):
                     continue
                 words = _CONFIDENCE.sub("", text, count=1) if _CONFIDENCE.match(text) else text

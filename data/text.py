@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import string
 
+SEPARATOR = "&&"  # between the items of a cell: references, answers, objects
+MARK = "|!+"  # between a confidence and its answer
+
 _LEADING = ",.!?*#:;~"  # stripped at the left end only, and before white space is: a leading space protects it
 _DASHES_TO_SPACES = str.maketrans("-/", "  ")
 _WHITE_RUN = re.compile(r"\s{2,}")  # a single tab stays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; a `UserError` is one line on standard error and 1."""
     args = build_parser().parse_args(arguments)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)  # importing it recommends a package that nobody needs
     try:
         return args.run(args)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The two exceptions that stand for a mistake of the user's: shown as one line, without a traceback."""
+"""The exceptions that stand for a mistake of the user's: shown as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ class BadRow(UserError):
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.column}: {self.reason}: {self.remedy}"
+
+
+class Problem(UserError):
+    """Something wrong with a cell, found by who knows neither file nor line: whoever reads the row adds them.
+
+    Args:
+        reason: what is wrong, with the value.
+        remedy: what to do.
+    """
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason, remedy)  # both, so that a worker's copy unpickles
+        self.reason, self.remedy = reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}"

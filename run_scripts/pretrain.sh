@@ -14,11 +14,13 @@ need_data pretrain_data
 # The official row is one for base and large; a batch is of 8 vision-language rows, since 4 cannot hold every file.
 LARGE=(--lr 1e-4 --max-epoch 50 --warmup-ratio 0.01 --clip-norm 5.0 --patch-image-size 384 --max-image-size 512
   --code-image-size 128 --sample-patch-num 196 --encoder-drop-path-rate 0.1 --decoder-drop-path-rate 0.1
-  --save-interval-updates 6000 --keep-interval-updates 15)
+  --save-interval-updates 6000 --keep-interval-updates 15 --fp16-scale-window 128)
 
 case $SIZE in
-  nano) TOTAL=16 EACH=16 RECIPE=(--lr 1e-3 --max-epoch 4 --warmup-ratio 0.02 --dropout 0 --patch-image-size 128 --max-image-size 128
-    --code-image-size 64) ;;
+  nano) # for `ofa make-shapes`; answers of two tokens would weigh little beside captions of twenty
+    TOTAL=32 EACH=16 RECIPE=(--lr 1.5e-3 --max-update 3200 --warmup-ratio 0.02 --dropout 0 --patch-image-size 128 --max-image-size 128
+      --code-image-size 64 --kind-weights vqa=4,matching=2,grounding=2,region_caption=2)
+    ;;
   *) TOTAL=8 EACH=8 RECIPE=("${LARGE[@]}") ;;
 esac
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
 from ..data.image import PictureLoader
-from ..data.text import tidy_question
+from ..data.text import MARK, tidy_question
 from ..data.tsv import TSVStore
 from ..errors import UserError
-from .metrics.accuracy import MARK, VQAScore, parse_answers
+from .metrics.accuracy import VQAScore, parse_answers
 from .refcoco import BoxReader
 
 PIECE = re.compile(r"\{([^{}]*)\}")
@@ -53,7 +54,8 @@ class AskedForm:
     def __post_init__(self) -> None:
         listed = ",".join(self.columns)
         for name in self.columns:
-            if not name.isidentifier() or name.startswith("_") or self.columns.count(name) > 1:
+            is_name = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+            if not is_name or self.columns.count(name) > 1:
                 raise UserError(
                     f"--columns {listed}: {name!r} is no name, or is there twice; write id,image,question,box"
                 )
@@ -101,11 +103,16 @@ class AskedBuilder(BoxReader, Builder):
         boxes = {name: self.region(index, getattr(row, name), picture.size, name)[0] for name in self._boxes()}
         view = augment.square(picture, as_array(boxes.values()), self.cfg.patch_image_size)
         bins = {name: self.bins(box[None]) for name, box in zip(boxes, view.boxes, strict=True)}
-        reference = self.reference(row)
+        try:
+            reference = self._answers(row)
+        except ValueError as error:
+            raise self.bad(
+                index, "answers", str(error), "write 1.0|!+yes, several joined by &&, or one answer"
+            ) from None
         yield self.example(
             index,
             getattr(row, "id", None) or str(self.store.line(index)),
-            source=self.source(*self._pieces(row, bins)),
+            source=self.source(*self._pieces(index, row, bins)),
             target=torch.tensor([self.codec.pad]) if reference is None else self.target(f" {next(iter(reference))}"),
             image=augment.pixels(view.image),
             scale=view.scale,
@@ -114,22 +121,34 @@ class AskedBuilder(BoxReader, Builder):
 
     def reference(self, row: Row) -> dict[str, float] | None:
         """Answer to confidence; None without a column `answers`, or where it is empty."""
-        cell = getattr(row, "answers", None)
+        try:
+            return self._answers(row)
+        except ValueError:
+            return None  # reported with its line when the row is read as an example
+
+    @staticmethod
+    def _answers(row: Row) -> dict[str, float] | None:
+        cell = (getattr(row, "answers", None) or "").strip()
         if not cell:
             return None
-        return parse_answers(cell) if MARK in cell else {cell.strip(): 1.0}
+        return parse_answers(cell) if MARK in cell else {cell: 1.0}
 
     def _boxes(self) -> list[str]:
         return list(dict.fromkeys(name for name in PIECE.findall(self.form.instruction) if name.endswith("box")))
 
-    def _pieces(self, row: Row, bins: dict[str, Tensor]) -> list[str | Tensor]:
+    def _pieces(self, index: int, row: Row, bins: dict[str, Tensor]) -> list[str | Tensor]:
         """Texts and the ids of boxes, in order; the texts with a space before their first word."""
         parts: list[str | Tensor] = [""]
         for number, part in enumerate(PIECE.split(self.form.instruction)):
             if number % 2 and part in bins:
                 parts += [bins[part], ""]
+            elif number % 2:
+                text = tidy_question(getattr(row, part))
+                if not text:
+                    raise self.bad(index, part, "it is empty", "write what --instruction is to say here")
+                parts[-1] += text
             else:
-                parts[-1] += tidy_question(getattr(row, part)) if number % 2 else part
+                parts[-1] += part
         return [
             f" {part.strip()}" if isinstance(part, str) else part
             for part in parts

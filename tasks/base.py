@@ -33,7 +33,7 @@ from ..data.example import pad_right
 from ..data.files import DataFiles
 from ..data.image import PictureLoader
 from ..data.tsv import TSVStore, parse_selected_cols
-from ..errors import UserError
+from ..errors import BadRow, UserError
 from ..models.generation.constraints import (
     ConstrainedEnsemble,
     ConstrainedGenerator,
@@ -329,9 +329,22 @@ class OFATask(Interactive, FairseqTask):
         (store,) = opened.values()
         dataset = self.make_dataset(store, split, training, Path(store.path).parent)
         if not training and self._scores():
-            references = [dataset.builder.reference(store[index]) for index in range(len(store))]
-            self._prepare_metrics(split, {"": tuple(metric() for metric in self._scores())}, {"": references})
+            metrics_of = {"": tuple(metric() for metric in self._scores())}
+            self._prepare_metrics(split, metrics_of, {"": self.references(dataset)})
         return dataset
+
+    def references(self, dataset: OFADataset) -> list[Any]:
+        """What the metrics compare answers with, of each row; of an unreadable one nothing, where that is reported.
+
+        Raises:
+            BadRow: a row cannot be read, and `--bad-rows` is stop.
+        """
+        rows = range(len(dataset)) if dataset.rows is None else dataset.rows.tolist()
+        references = []
+        for row in rows:
+            with contextlib.suppress(*((BadRow,) if self.cfg.bad_rows == "report" else ())):
+                references.append(dataset.builder.reference(dataset.builder.store[row]))
+        return references
 
     def make_dataset(
         self, store: Any, split: str, training: bool, root: Path | None, kind: type[OFADataset] = OFADataset
@@ -407,7 +420,7 @@ class OFATask(Interactive, FairseqTask):
     ) -> tuple[torch.Tensor, int, dict[str, Any]]:
         """Stock's step; the criterion is told the update number, as officially. A dummy batch counts for nothing."""
         raise_bad_rows(sample)
-        counts = self._counts(sample)
+        counts = self._counts(sample, self._ledger)
         self._pace = (update_num, time.monotonic(), *(self._pace or (update_num, time.monotonic()))[-2:])
 
         def loss_of(model: nn.Module, sample: dict[str, Any]) -> tuple[torch.Tensor, int, dict[str, Any]]:
@@ -440,17 +453,21 @@ class OFATask(Interactive, FairseqTask):
             logging_output.update(self._score_batch(sample, model).log())
         return loss, sample_size, logging_output
 
-    def _counts(self, sample: dict[str, Any]) -> dict[str, float]:
-        """What the log counts of a batch beside its loss: the same keys for every batch. Notes its bad rows.
+    def _counts(self, sample: dict[str, Any], ledger: Ledger | None = None) -> dict[str, float]:
+        """What the log counts of a batch beside its loss: the same keys for every batch. Notes its bad rows, those of
+        training in the ledger.
 
         Raises:
             BadRow: with these rows there are more bad ones than `--max-bad-fraction` allows.
         """
         parts = sample["parts"].values() if "parts" in sample else (sample,)
         bad = [row for part in parts for row in part.get("bad_rows", ())]
-        if self._ledger is not None:
-            bad = self._ledger.note(bad)
-        for note in (note for part in parts for note in part.get("notes", ())):
+        notes = [note for part in parts for note in part.get("notes", ())]
+        if ledger is None:
+            notes += [f"{row} (not scored)" for row in bad]
+        else:
+            bad = ledger.note(bad)
+        for note in notes:
             if len(self._noted) < MOST_NOTES and note not in self._noted:
                 self._noted.add(note)
                 last = len(self._noted) == MOST_NOTES
@@ -501,6 +518,10 @@ class OFATask(Interactive, FairseqTask):
         super().reduce_metrics(logging_outputs, criterion)
         if criterion.training:
             self._log_eta()
+            for key in next(iter(logging_outputs), {}):
+                if key.startswith("nsentences_"):
+                    examples = sum(float(log[key]) for log in logging_outputs)
+                    metrics.log_speed(f"per_second_{key.removeprefix('nsentences_')}", examples, round=1)
         for name in ("bad_rows", *self.counted):
             count = sum(float(log.get(f"n_{name}", 0)) for log in logging_outputs)
             if count:  # the same on every rank: these are sums over all of them
@@ -598,7 +619,8 @@ class OFATask(Interactive, FairseqTask):
     ) -> Any:
         """The generator for one kind of example, or for all where they do not differ."""
         settings = self.generation_settings(given, kind)
-        positions = min(model.max_decoder_positions() for model in models)
+        ensemble = self.ensemble_of(models, kind)
+        positions = ensemble.max_decoder_positions()
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
             raise UserError(
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
@@ -606,7 +628,6 @@ class OFATask(Interactive, FairseqTask):
             )
         if settings.constraints:
             raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
-        ensemble = self.ensemble_of(models, kind)
         if ensemble.trie is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
         return super().build_generator(ensemble, settings, seq_gen_cls, *stock)

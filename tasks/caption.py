@@ -12,7 +12,7 @@ from fairseq.tasks import register_task
 
 from ..data.builder import Builder, Row
 from ..data.example import Example
-from ..data.text import strip_punctuation
+from ..data.text import SEPARATOR, strip_punctuation
 from .base import OFATask, OFATaskConfig
 from .metrics.base import Metric
 from .metrics.bleu import BLEU
@@ -21,7 +21,6 @@ from .metrics.rouge import ROUGEL
 
 INSTRUCTION = " what does the image describe?"
 CHINESE_INSTRUCTION = "图片描述了什么内容?"
-SEPARATOR = "&&"  # between the references of one picture
 
 
 def plain(caption: str) -> str:

@@ -43,10 +43,10 @@ class Detection(Kind):
             end = stop
             while end < len(tokens) and not is_bin[end]:
                 end += 1
-            if stop - start == 4 and end > stop:
+            name = codec.decode(tokens[stop:end]).strip()
+            if stop - start == 4 and name:
                 (box,) = read_boxes(torch.tensor(tokens[start:stop]), codec, cfg.max_image_size, scale)
-                confidence = float(np.exp(np.mean(scores[start:end])))
-                found.append(Detected(box, codec.decode(tokens[stop:end]).strip(), confidence))
+                found.append(Detected(box, name, float(np.exp(np.mean(scores[start:end])))))
             start = end
         return found
 

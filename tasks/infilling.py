@@ -12,7 +12,7 @@ from ..data import augment
 from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
-from ..data.noise import Noise, excerpt
+from ..data.noise import LAST, Noise, excerpt
 from .kinds import Kind
 from .metrics.infilling import CodeAccuracy, Gapped, InfilledAccuracy
 
@@ -27,7 +27,9 @@ class TextInfilling(Kind):
 
     name = "text_infilling"
     metrics = (InfilledAccuracy,)
-    settings = {"beam": 1, "max_len_a": 1.0, "max_len_b": 40}
+    # A limit that grows with the source would be that of the longest source in the batch. With its end the longest
+    # text, less a token, has room in the 256 positions of ofa_nano.
+    settings = {"beam": 1, "max_len_b": LAST - 1}
 
     def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> list[int]:
         """The tokens."""

@@ -43,7 +43,8 @@ class TypedLines:
             form = "<TAB>".join("picture-path" if name == "image" else name for name in self.typed)
             reason = found if any(cells) else "blank line"
             raise BadRow(self.path, self.line(index), "line", reason, f"write {form}")
-        return self._row(id=str(self.line(index)), **dict(zip(self.typed, cells, strict=True)))
+        typed = dict(zip(self.typed, cells, strict=True))
+        return self._row(**({"id": str(self.line(index))} if "id" in self._row._fields else {}), **typed)
 
     @property
     def row_bytes(self) -> np.ndarray:

@@ -30,11 +30,18 @@ class Ledger:
         self.path = Path(folder) / ("bad_rows.tsv" if rank == 0 else f"bad_rows.rank{rank}.tsv")
         self.allowed, self.rows = allowed, rows
         self.known: set[tuple[str, int]] = set()
+        self._mend()
         for written in Path(folder).glob("bad_rows*.tsv"):
             for line in written.read_text(encoding="utf-8").split("\n")[:-1]:
                 path, number = line.split("\t")[:2]
                 if path in files:
                     self.known.add((path, int(number)))
+
+    def _mend(self) -> None:
+        """Takes off what a killed process left of a last line, to which the next one would be joined."""
+        if self.path.exists():
+            with self.path.open("rb+") as ledger:
+                ledger.truncate(ledger.read().rfind(b"\n") + 1)
 
     def note(self, bad_rows: Iterable[BadRow]) -> list[BadRow]:
         """Writes down those that are new, and returns them.
@@ -53,7 +60,7 @@ class Ledger:
                 raise BadRow(bad.path, bad.line, bad.column, bad.reason, f"{bad.remedy} ({share})")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as ledger:
-                cells = (bad.path, str(bad.line), bad.column, bad.reason, bad.remedy)
-                ledger.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+                said = (" ".join(cell.split()) for cell in (bad.column, bad.reason, bad.remedy))
+                ledger.write("\t".join((bad.path, str(bad.line), *said)) + "\n")  # the path as a resumed run has it
             logger.warning("%s (left out of training; see %s)", bad, self.path)
         return new

@@ -2,7 +2,6 @@
 
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
-import contextlib
 import copy
 import functools
 import logging
@@ -27,7 +26,7 @@ from ..data.example import Example
 from ..data.image import PictureLoader
 from ..data.mixture import ByKind, Mixture, Part
 from ..data.negatives import Negatives
-from ..data.text import tidy_caption, tidy_question
+from ..data.text import SEPARATOR, tidy_caption, tidy_question
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import BadRow, UserError
 from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
@@ -35,16 +34,24 @@ from ..models.generation.trie import Trie
 from .asking import SETTINGS, AskedForm, AskedScore
 from .base import PATCH_PIXELS, OFATask, OFATaskConfig, Source
 from .caption import INSTRUCTION as WHAT_IS_SHOWN
-from .caption import SEPARATOR, plain
+from .caption import plain
 from .detection import Detection, DetectionBuilder
 from .evaluation import typed_id
-from .infilling import ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
+from .infilling import CODE_PIXELS, ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
 from .kinds import Kind
 from .matching import OF_ANSWER, OF_CAPTION, Matching, answer_statement, caption_statement
 from .metrics.accuracy import VQAScore, best_answer, parse_answers
 from .metrics.base import Metric
 from .metrics.cider import CIDErD
-from .refcoco import MAX_IMAGE_SIZE, WHAT_REGION, WHICH_REGION, BoxReader, Grounding, RegionCaption
+from .refcoco import (
+    MAX_IMAGE_SIZE,
+    WHAT_REGION,
+    WHICH_REGION,
+    BoxReader,
+    Grounding,
+    RegionCaption,
+    refuse_fast_images,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -367,6 +374,11 @@ class PretrainTask(OFATask):
     def setup(self) -> None:
         """Checks the options that belong together."""
         cfg = self.cfg
+        if cfg.code_image_size < CODE_PIXELS or cfg.code_image_size % CODE_PIXELS:
+            raise UserError(
+                f"--code-image-size {cfg.code_image_size}: a code is {CODE_PIXELS} pixels of a side; give a multiple "
+                f"of {CODE_PIXELS}, officially 128"
+            )
         largest = max(cfg.patch_image_size, 2 * cfg.code_image_size)
         if cfg.max_image_size < largest:
             raise UserError(
@@ -382,7 +394,7 @@ class PretrainTask(OFATask):
             self.builder = AskedForm(cfg.instruction, tuple(cfg.columns.split(",")))
         elif cfg.columns is not None:
             raise UserError("--columns names the columns for --instruction: give both")
-        self.wanted = tuple(KINDS) if cfg.kinds is None else tuple(cfg.kinds.split(","))
+        self.wanted = tuple(KINDS) if cfg.kinds is None else tuple(dict.fromkeys(cfg.kinds.split(",")))
         for kind in self.wanted:
             if kind not in KINDS:
                 raise UserError(f"--kinds {cfg.kinds}: {kind!r} is none of {', '.join(KINDS)}")
@@ -390,6 +402,8 @@ class PretrainTask(OFATask):
         self._weights()
         self._names: tuple[str, ...] | None = None
         self._rows_of_file: dict[str, int] = {}
+        self._types_of_file: dict[str, list[str]] = {}
+        refuse_fast_images(cfg)
 
     def _weights(self) -> dict[str, float]:
         """What `--kind-weights` says."""
@@ -407,7 +421,7 @@ class PretrainTask(OFATask):
     def _proportions(self) -> dict[str, int]:
         """Rows of each source in a unit of the mixture."""
         parts = self.cfg.mixture.split(":")
-        if len(parts) != len(SOURCES) or not all(part.isdigit() and int(part) for part in parts):
+        if len(parts) != len(SOURCES) or not all(part.isdecimal() and int(part) for part in parts):
             raise UserError(f"--mixture {self.cfg.mixture}: four whole numbers from 1 on, e.g. 8:2:1:1")
         return dict(zip(SOURCES, map(int, parts), strict=True))
 
@@ -504,15 +518,15 @@ class PretrainTask(OFATask):
         mixed = ", ".join(f"{part.rows} {name} (weight {part.share:g})" for name, part in parts.items())
         logger.info("%s: mixes %s; kinds of example: %s", split, mixed, ", ".join(names))
         leading = next(iter(parts))
-        self._rows_of_file[opened[leading].path] = len(parts[leading].dataset)
+        rows = len(parts[leading].dataset)
+        if leading != "vision_language" or not self.has_sharded_data(split):
+            return Mixture(parts, lambda epoch: rows)
+        self._rows_of_file[opened[leading].path] = rows
         return Mixture(parts, self._rows_in_epoch)
 
     def _rows_in_epoch(self, epoch: int) -> int:
-        """Rows of the leading file of an epoch."""
+        """Rows of the vision-language file of an epoch."""
         files = self._vision_language_files()
-        if len(files) < 2:
-            (rows,) = self._rows_of_file.values()
-            return rows
         path = files[(epoch - 1) % len(files)]
         if path not in self._rows_of_file:
             selected = parse_selected_cols(self.cfg.selected_cols or self.builder.selected["train"])
@@ -533,38 +547,34 @@ class PretrainTask(OFATask):
             raise UserError(f"{self.cfg.data}: {split} has no row for --kinds {self.cfg.kinds}")
         logger.info("%s: %s", split, ", ".join(f"{len(one)} {kind}" for kind, one in datasets.items()))
         metrics_of = {kind: tuple(metric() for metric in KINDS[kind].metrics) for kind in datasets}
-        references = {kind: self._references(one) if kind == "caption" else [] for kind, one in datasets.items()}
+        references = {kind: self.references(one) if kind == "caption" else [] for kind, one in datasets.items()}
         self._prepare_metrics(split, metrics_of, references)
         return ByKind(datasets)
 
-    @staticmethod
-    def _references(dataset: OFADataset) -> list[list[str]]:
-        """The captions of the rows that can be read; CIDEr counts their words."""
-        rows = range(len(dataset)) if dataset.rows is None else dataset.rows
-        references = []
-        for row in rows:
-            with contextlib.suppress(BadRow):
-                references.append(dataset.builder.reference(dataset.builder.store[int(row)]))
-        return references
-
     def _rows_with(self, store: TSVStore, wanted: tuple[str, ...]) -> np.ndarray | None:
         """int64[N]: the rows that give a wanted kind of example, or cannot be read and are met later; None: all do."""
-        types = {type: set(gives) for type, gives in VisionLanguageBuilder.of_type.items()}
-        if all(gives & set(wanted) for gives in types.values()):
+        of_type = VisionLanguageBuilder.of_type
+        if all(set(gives) & set(wanted) for gives in of_type.values()):
             return None
-        rows, started, shown = [], time.monotonic(), time.monotonic()
-        for index in range(len(store)):
-            try:
-                gives = types.get(store[index].type, wanted)
-            except BadRow:
-                gives = wanted
-            if set(gives) & set(wanted):
-                rows.append(index)
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                left = (shown - started) / (index + 1) * (len(store) - index)
-                logger.info("%s: looked at %d of %d rows, about %.0f s left", store.path, index + 1, len(store), left)
-        return np.array(rows, np.int64)
+        first = [kind for kind in VisionLanguageBuilder.kinds if kind in self._kinds_of_run()][:1]
+        gives = [of_type.get(type, first) for type in self._types(store)]  # one that cannot be read is met once
+        return np.array([index for index, kinds in enumerate(gives) if set(kinds) & set(wanted)], np.int64)
+
+    def _types(self, store: TSVStore) -> list[str]:
+        """The type of each row, "" where it cannot be read; a long file takes a while."""
+        if store.path not in self._types_of_file:
+            types, started, shown = [], time.monotonic(), time.monotonic()
+            for index in range(len(store)):
+                try:
+                    types.append(store[index].type)
+                except BadRow:
+                    types.append("")
+                if time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    left = (shown - started) / (index + 1) * (len(store) - index)
+                    logger.info("%s: %d of %d rows, about %.0f s left", store.path, index + 1, len(store), left)
+            self._types_of_file[store.path] = types
+        return self._types_of_file[store.path]
 
     def _dataset(
         self, store: TSVStore, source: str, split: str, training: bool, kinds: tuple[str, ...], **options: Any

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from fairseq.tasks import register_task
+from torch import nn
 
 from ..data import augment
 from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, to_bins, to_pixels
@@ -17,6 +18,7 @@ from ..data.codec import Codec
 from ..data.example import Example
 from ..data.text import tidy_caption
 from ..errors import UserError
+from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
 from .base import OFATask, OFATaskConfig
 from .kinds import Kind
 from .metrics.base import Metric
@@ -54,9 +56,9 @@ class BoxReader:
 
 
 def read_boxes(tokens: torch.Tensor, codec: Codec, frame: int, scale: tuple[float, float]) -> list[Box]:
-    """The boxes that bins among tokens int64[T] say, in pixels of the stored picture; [] unless they are fours."""
-    bins = [token - codec.bin0 for token in tokens.tolist() if codec.bin0 <= token < codec.bin0 + codec.num_bins]
-    if not bins or len(bins) % 4:
+    """The boxes that tokens int64[T] say, in pixels of the stored picture; [] unless they are fours of bins alone."""
+    bins = [token - codec.bin0 for token in tokens.tolist() if token != codec.eos]
+    if not bins or len(bins) % 4 or not all(0 <= number < codec.num_bins for number in bins):
         return []
     return [tuple(box) for box in to_pixels(np.array(bins).reshape(-1, 4), codec.num_bins, frame, scale).tolist()]
 
@@ -104,6 +106,12 @@ class RegionCaption(Kind):
     name = "region_caption"
     metrics = (SaidOfRegion,)
     settings = {"beam": 5, "max_len_b": 60}
+
+
+def refuse_fast_images(cfg: Any) -> None:
+    """Raises UserError for `--image-backend fast`, where boxes move along with the picture."""
+    if cfg.image_backend != "pil":
+        raise UserError(f"--image-backend {cfg.image_backend}: --task {cfg._name} has only pil; leave it out")
 
 
 @dataclass
@@ -167,6 +175,7 @@ class RefcocoTask(OFATask):
         """Checks that the bins reach over the whole picture."""
         cfg = self.cfg
         cfg.max_image_size = cfg.max_image_size or MAX_IMAGE_SIZE
+        refuse_fast_images(cfg)
         if cfg.max_image_size < cfg.patch_image_size:
             raise UserError(
                 f"--max-image-size {cfg.max_image_size}: the bins must span the picture, whose side is "
@@ -176,6 +185,10 @@ class RefcocoTask(OFATask):
     def _scores(self) -> tuple[type[Metric], ...]:
         cfg = self.cfg
         return self.all_metrics() if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric == self.metric.name else ()
+
+    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
+        """The models, which may write bins only."""
+        return build_ensemble(models, pad=self.codec.pad, span=self.kind.span(self.codec))
 
     def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | None:
         """The box in pixels of the stored picture."""

@@ -8,12 +8,10 @@ from typing import Any, Optional
 from fairseq.tasks import register_task
 
 from ..data.builder import Row
-from ..data.text import vqa_source
+from ..data.text import SEPARATOR, vqa_source
 from ..errors import UserError
 from .answering import AnsweringBuilder, AnsweringConfig, AnsweringTask
 from .metrics.accuracy import VQAScore, parse_answers
-
-SEPARATOR = "&&"  # between the objects of one picture
 
 
 @dataclass

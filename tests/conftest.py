@@ -74,3 +74,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     texts = [root / task / "train.tsv" for task in ("caption", "vqa")]
     train_bpe(root / "bpe", [(text, [2, 3]) for text in texts], vocab_size=350)
     return World(root)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Where a small world for all eight pretraining tasks lies, and the flags that name it."""
+
+    root: Path
+
+    def flags(self, data: Path | str | None = None) -> tuple[str, ...]:
+        """DATA, this world's own unless another is given, and what a training run needs, but limits and --save-dir."""
+        sizes = ("--num-bins", "100", "--code-dict-size", "256", "--max-image-size", "64", "--code-image-size", "32")
+        vocabulary = ("--bpe", "sentencepiece", "--bpe-dir", str(self.root / "bpe"))
+        return (str(data or self.root), *NANO, "--task", "unify_task", *vocabulary, *sizes)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
+    """What `ofa make-shapes` makes: 48 rows to train on, 12 in each other split, pictures of 64 pixels, 16 codes."""
+    from ofa_plugin.data.sentencepiece_training import train_bpe
+    from ofa_plugin.data.world.files import World as Contents
+    from ofa_plugin.data.world.files import claim, write_world
+
+    root = tmp_path_factory.mktemp("shapes") / "world"
+    claim(root)
+    write_world(root, Contents(rows=48, held_out=12, seed=3, side=64, code_side=32), 1, lambda made: None)
+    files = (("vision_language", [2, 3, 4]), ("text", [1]))
+    train_bpe(root / "bpe", [(root / "train" / f"{name}_examples.tsv", columns) for name, columns in files], 480)
+    return Shapes(root)

@@ -68,7 +68,7 @@ def test_stock_takes_every_flag_of_every_recipe(name, verb, size):
     assert args.user_dir == USER_DIR and args.data == "/data" and args.bpe_dir == "/bpe"
     if verb == "train":
         assert args.arch == f"ofa_{size}" and args.lr_scheduler == "ofa_polynomial_decay"
-        total = {"caption": 128, "vqa_gen": 512, "snli_ve": 256}[args.task]
+        total = {"caption": 128, "vqa_gen": 512, "snli_ve": 256, "unify_task": 8}[args.task]
         assert args.batch_size * args.update_freq[0] == total or size == "nano"
     else:
         assert args.path == "/c.pt" and args.gen_subset == "test"
@@ -366,6 +366,62 @@ def test_the_answer_set_lies_beside_the_data_unless_named(tmp_path):
     assert parsed(script("vqa.sh", "train", "base", "/d/a.tsv,/d/b.tsv", **flags)).ans2label_file == "/d/answers.txt"
     named = parsed(script("vqa.sh", "evaluate", "base", "/d", CKPT="/c.pt", ANSWERS="/my answers.txt"))
     assert named.ans2label_file == "/my answers.txt"
+
+
+# ---- pretraining -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["tiny", "medium", "base", "large", "huge"])
+def test_pretraining_has_the_official_numbers(size):
+    """`ofa-tasks.md` 8: one row for base and large."""
+    args = parsed(script("pretrain.sh", "train", size, "/data", BPE_DIR="/bpe"))
+    assert (args.task, args.lr, args.max_epoch, args.warmup_ratio) == ("unify_task", [1e-4], 50, 0.01)
+    assert (args.clip_norm, args.label_smoothing, args.weight_decay) == (5.0, 0.0, 0.01)
+    assert (args.patch_image_size, args.max_image_size, args.code_image_size) == (384, 512, 128)
+    assert (args.max_src_length, args.max_tgt_length, args.sample_patch_num) == (80, 30, 196)
+    assert (args.encoder_drop_path_rate, args.decoder_drop_path_rate) == (0.1, 0.1)
+    assert (args.save_interval_updates, args.keep_interval_updates, args.fp16_scale_window) == (6000, 15, 128)
+    assert args.batch_size * args.update_freq[0] == 8 and (args.train_subset, args.valid_subset) == ("train", "valid")
+
+
+def test_official_files_in_the_data_folder_itself_become_flags(tmp_path):
+    for name in ("vision_language", "text", "detection"):
+        (tmp_path / f"{name}_examples.tsv").touch()
+    args = parsed(script("pretrain.sh", "train", "base", str(tmp_path), BPE_DIR="/bpe"))
+    assert args.data == str(tmp_path / "vision_language_examples.tsv")
+    assert args.text_data == str(tmp_path / "text_examples.tsv") and args.image_data is None
+    assert args.detection_data == str(tmp_path / "detection_examples.tsv")
+    assert args.neg_sample_dir == str(tmp_path / "negative_sample") and args.disable_validation
+
+
+@pytest.mark.parametrize(("verb", "flags"), [("train", {"BPE_DIR": "/b"}), ("evaluate", {"CKPT": "/c.pt"})])
+def test_a_folder_of_subsets_needs_no_flags(tmp_path, verb, flags):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "vision_language_examples.tsv").touch()
+    args = parsed(script("pretrain.sh", verb, "base", str(tmp_path), **flags))
+    assert args.data == str(tmp_path) and args.text_data is None and args.neg_sample_dir is None
+
+
+@pytest.mark.parametrize("devices", ["2", "3", "16"])
+def test_every_process_of_pretraining_has_a_batch_that_holds_every_file(devices):
+    commands, said = launch("base", "pretrain.sh", GPUS=devices)
+    assert {args.batch_size * args.update_freq[0] for args in commands} == {8} and "rows, not" not in said
+
+
+def test_pretraining_trains_on_official_files(shapes, tmp_path):
+    data = tmp_path / "pretrain_data"
+    shutil.copytree(shapes.root / "train", data)
+    (data / "negative_sample").symlink_to(shapes.root / "negative_sample")
+    environment = {"PATH": os.environ["PATH"], "GPUS": "0", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"BPE_DIR": str(shapes.root / "bpe"), "SAVE": str(tmp_path / "save")}
+    flags = ("--max-update", "2", "--num-workers", "0", "--patch-image-size", "64", "--max-image-size", "64")
+    flags += ("--code-image-size", "32")
+    command = ["bash", str(ROOT / "run_scripts" / "pretrain.sh"), "train", "nano", str(data), *flags]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "num_updates 2" in finished.stdout and "loss_detection" in finished.stdout
+    state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)
+    assert state["cfg"]["task"]["_name"] == "unify_task" and state["cfg"]["dataset"]["batch_size"] == 16
 
 
 @pytest.mark.parametrize(

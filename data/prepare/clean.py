@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..text import MARK, SEPARATOR
 from .report import RowProblem
-
-SEPARATOR = "&&"  # between the items of a cell
-MARK = "|!+"  # between a confidence and its answer
 
 WHITE_SPACE = "texts whose white space became single spaces"
 AMPERSANDS = f"texts in which {SEPARATOR!r} became '&'"

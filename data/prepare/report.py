@@ -6,7 +6,7 @@ import sys
 import time
 from typing import IO, NamedTuple
 
-from ...errors import UserError
+from ...errors import Problem
 
 NAMED = 3  # places that the summary names of each kind of change
 
@@ -26,20 +26,8 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class RowProblem(UserError):
-    """Why a record cannot become a row. Whoever reads the record adds its place.
-
-    Args:
-        reason: what is wrong, with the value.
-        remedy: what to do.
-    """
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(reason, remedy)
-        self.reason, self.remedy = reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.remedy}"
+class RowProblem(Problem):
+    """Why a record cannot become a row."""
 
 
 class Report:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ...errors import UserError
 from ..boxes import BoxProblem, area, fit
-from .clean import MARK, SEPARATOR, box_text
+from ..text import MARK, SEPARATOR
+from .clean import box_text
 from .negatives import FILES, Negatives
 from .outputs import Outputs
 from .pictures import PictureFinder, PictureStore, Stored, check_code_side, is_picture

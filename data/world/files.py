@@ -18,6 +18,7 @@ import numpy as np
 
 from ...errors import UserError
 from .. import palette
+from ..text import SEPARATOR
 from .drawing import draw_scene, encode_png
 from .language import ANSWERS, OBJECTS, ask, ask_region, captions, describe, expression, named_objects
 from .scene import COLOURS, KINDS, UNSEEN_BACKGROUNDS, UNSEEN_PAIRS, Contents, Scene, Shape, pick, random_scene
@@ -84,7 +85,7 @@ class World:
         if source == "image":
             said = " ".join(map(str, palette.encode(image, self.code_side)))
         else:
-            said = "&&".join(f"{_numbers(shape)},{_class(shape)},{' '.join(shape.pair)}" for shape in scene.shapes)
+            said = SEPARATOR.join(f"{_numbers(shape)},{_class(shape)},{' '.join(shape.pair)}" for shape in scene.shapes)
         return scene.digest, {name: f"{index}\t{cell}\t{said}"}
 
 
@@ -174,10 +175,10 @@ def _vision_language(split: str, index: int, scene: Scene, draw: np.random.Gener
     mixed, lines = ("", "", "", ""), {}
     if "caption" in wanted:
         told = captions(scene)
-        shown = told[0] if split == "train" else "&&".join(told)
+        shown = told[0] if split == "train" else SEPARATOR.join(told)
         lines[f"caption/{split}.tsv"] = f"{index}\t{index}\t{shown}\t\t{cell}"
         if kind == "caption":
-            mixed = (told[0], "", "", "&&".join(named_objects(scene)))
+            mixed = (told[0], "", "", SEPARATOR.join(named_objects(scene)))
             if split == "train":
                 lines["negative_sample/all_captions.txt"] = told[0]
     if "qa" in wanted:

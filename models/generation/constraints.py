@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fairseq.models import FairseqIncrementalDecoder
 from fairseq.search import BeamSearch, DiverseBeamSearch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor, nn
@@ -69,6 +70,8 @@ class ConstrainedEnsemble(EnsembleModel):
         codes: bool = False,
     ):
         super().__init__([MaskedModel(model, eos, span, codes) for model in models])
+        # Stock asks for the decoder's type, which a `CodeDecoder` hides: 256 codes would be computed anew at each step
+        self.has_incremental = all(isinstance(getattr(m, "decoder", None), FairseqIncrementalDecoder) for m in models)
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
         self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
@@ -165,6 +168,10 @@ class CodeDecoder:
         """The decoder's own, with `code_masks` bool[R]."""
         return self._decoder.forward(tokens, code_masks=torch.ones_like(tokens[:, 0], dtype=torch.bool), **rest)
 
+    def max_positions(self) -> int:
+        """Cells of the grid and what follows it, whatever `--max-target-positions` says of text."""
+        return len(self._decoder.image_position_idx)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
 
@@ -184,6 +191,10 @@ class MaskedModel(nn.Module):
         except AttributeError:
             value = getattr(super().__getattr__("model"), name)
             return CodeDecoder(value) if name == "decoder" and self.codes else value
+
+    def max_decoder_positions(self) -> int:
+        """Most tokens, eos included, that the model can write of this kind."""
+        return self.decoder.max_positions() if self.codes else self.model.max_decoder_positions()
 
     def get_normalized_probs(self, net_output: tuple[Tensor, Any], log_probs: bool, sample: Any = None) -> Tensor:
         """float[R, 1, V] from net_output[0], the last position's float[R, 1, V] logits.

@@ -77,6 +77,7 @@ class Encoder(FairseqEncoder):
         patch_images: Tensor | None = None,
         patch_images_2: Tensor | None = None,
         patch_masks: Tensor | None = None,
+        image_rows: Tensor | None = None,
         code_masks: Tensor | None = None,
         sample_patch_num: int | None = None,
         token_embeddings: Tensor | None = None,
@@ -87,10 +88,11 @@ class Encoder(FairseqEncoder):
         Args:
             src_tokens: int64[B, L], padded on the right.
             src_lengths, code_masks: taken because `net_input` holds them; not read.
-            patch_images: float[B, 3, h, w], normalised pixels of any float type.
+            patch_images: float[B, 3, h, w], normalised pixels of any float type; float[N, 3, h, w] with `image_rows`.
             patch_images_2: a second picture, which the published architecture cannot take.
             patch_masks: bool[B], False where a row has no picture; required with `patch_images`.
-            sample_patch_num: keep so many patches of each picture, drawn anew for each row.
+            image_rows: int64[B], which of N pictures is each row's: several rows about one picture share its features.
+            sample_patch_num: keep so many patches of each picture, drawn anew for each row; all if there are no more.
             token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
             return_all_hiddens: fill `encoder_states`.
 
@@ -111,7 +113,7 @@ class Encoder(FairseqEncoder):
         if patch_images is not None:
             if patch_masks is None:
                 raise ValueError("patch_images need patch_masks, bool[B], False where a row has no picture")
-            patches, ids, patch_positions = self._patches(patch_images, sample_patch_num)
+            patches, ids, patch_positions = self._patches(patch_images, image_rows, sample_patch_num)
             buckets.insert(0, self.image_rp_bucket[ids.unsqueeze(-1), ids.unsqueeze(-2)])
             x = torch.cat([patches, x], 1)
             padding = torch.cat([(~patch_masks)[:, None].expand(-1, patches.shape[1]), padding], 1)
@@ -158,21 +160,23 @@ class Encoder(FairseqEncoder):
         x = F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
         return x, self.pos_ln(positions), tokens.eq(self.padding_idx)
 
-    def _patches(self, images: Tensor, sample: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _patches(self, images: Tensor, rows: Tensor | None, sample: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Embedded patches [B, P, D], their position ids [P] or [B, P], and normalised positions [1 or B, P, D]."""
         features = self.embed_images(images.to(self.image_proj.weight.dtype))
-        batch, _, height, width = features.shape
+        height, width = features.shape[2:]
         if max(height, width) > self.image_bucket_size:
             raise UserError(
                 f"a picture of {images.shape[3]}x{images.shape[2]} pixels makes {width}x{height} patches, more than "
                 f"the model's {self.image_bucket_size} a side: lower --patch-image-size to at most "
                 f"{16 * self.image_bucket_size} or train a model with a larger --image-bucket-size"
             )
-        features = features.flatten(2).transpose(1, 2)  # [B, P, C]
+        features = features.flatten(2).transpose(1, 2)  # [N, P, C]
+        if rows is not None:
+            features = features[rows]  # [B, P, C]
         ids = grid_positions(height, width, self.image_bucket_size).to(images.device)
         chosen = None
-        if sample is not None:
-            chosen = self.draw_patches(batch, height * width, sample).to(images.device)  # [B, P]
+        if sample is not None and sample < height * width:  # else all are kept, and rows may share their positions
+            chosen = self.draw_patches(len(features), height * width, sample).to(images.device)  # [B, P]
             features = features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[2]))
             ids = ids[chosen]
         # official unify_transformer.py counts after sampling: as many patches as the grid has keep the plain table

@@ -72,6 +72,7 @@ def score(out: Path, split: str) -> dict[str, float]:
     """What a split's rows give to a model that knows the training files and never looks at a picture, by name."""
     import numpy as np
 
+    from ..data.text import SEPARATOR
     from ..tasks import baselines
 
     questions, asked = (_questions(out / "vqa_gen" / f"{of}.tsv", 2, 3) for of in ("train", split))
@@ -87,7 +88,7 @@ def score(out: Path, split: str) -> dict[str, float]:
         "the same about a region": baselines.majority_by_question(regions, regions),
         "constant box": baselines.constant_box(known, sought),
         "frequent caption": baselines.frequent_caption(
-            [caption for (caption,) in told], [captions.split("&&") for (captions,) in shown]
+            [caption for (caption,) in told], [captions.split(SEPARATOR) for (captions,) in shown]
         ),
     }
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...data.text import MARK, SEPARATOR
 from .base import Metric
-
-SEPARATOR = "&&"
-MARK = "|!+"
 
 
 class VQAScore(Metric):

@@ -334,6 +334,136 @@ def test_a_part_without_targets_adds_nothing_to_a_mixture():
     assert model.logits.grad.isfinite().all()
 
 
+# ---- kinds of example ------------------------------------------------------------------------------------------------
+
+KINDS = ("caption", "vqa", "matching")
+SHARES = {"v1": 1.0, "v2": 0.5}
+
+
+def of_kinds(kinds, target=None, **extra) -> dict:
+    """A batch whose rows are of these kinds, by number in `KINDS`."""
+    return {
+        **batch(target, kinds=torch.tensor(kinds), kind_names=KINDS, **extra),
+        "net_input": {"rows": torch.zeros(2)},
+    }
+
+
+def mixed(first=(0, 2), second=(2, 1), **extra) -> dict:
+    """Two parts with shares 1 and 0.5."""
+    two = of_kinds(list(second), GOLDEN["two_batch_second_target"], conf=torch.tensor([2.0, 0.5]))
+    return {"parts": {"v1": of_kinds(list(first), **extra), "v2": two}, "shares": SHARES}
+
+
+RDROP = {"use_rdrop": True, "reg_alpha": 2.0}
+DROPPING = {"drop_worst_ratio": 0.4, "drop_worst_after": 3}
+VARIANTS = ({}, RDROP, DROPPING, {**RDROP, **DROPPING}, {"sentence_avg": True}, {"report_accuracy": True})
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_loss_of_a_mixture_is_the_sum_of_share_times_mean(options):
+    model, criterion = Given(GOLDEN["logits"]), build(**options)
+    loss, size, log = criterion(model, mixed(), update_num=9)
+    alone = {name: criterion(model, part, update_num=9) for name, part in mixed()["parts"].items()}
+    expected = sum(SHARES[name] * part[0] / part[1] for name, part in alone.items())
+    assert size == log["sample_size"] == 1
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(log["loss"], expected.detach())
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_the_sums_of_the_kinds_add_up_to_the_whole(options):
+    model, criterion = Given(GOLDEN["logits"]), build(**{"report_accuracy": True, **options})
+    log = criterion(model, mixed(), update_num=9)[2]
+    parts = [criterion(model, part, update_num=9)[2] for part in mixed()["parts"].values()]
+    for key, whole in {"loss": "loss", "sample_size": "nscored", "n_correct": "n_correct"}.items():
+        summed = sum(float(log[f"{key}_{kind}"]) for kind in KINDS)
+        assert summed == pytest.approx(sum(float(part[whole]) for part in parts), rel=1e-5), key
+    assert (
+        sum(float(log[f"nsentences_{kind}"]) for kind in KINDS)
+        == log["nsentences"]
+        == (8 if "use_rdrop" in options else 4)
+    )
+
+
+def test_each_kind_is_told_its_own_rows():
+    model, criterion = Given(GOLDEN["logits"]), build(report_accuracy=True)
+    log = criterion(model, mixed())[2]
+    for part, row, kind in (("v1", 0, "caption"), ("v2", 1, "vqa")):  # each in one row only
+        whole = mixed()["parts"][part]
+        target = whole["target"].clone()
+        target[1 - row] = PAD
+        alone = criterion(model, {**whole, "target": target})[2]
+        for key in ("loss", "sample_size", "n_correct"):
+            assert float(log[f"{key}_{kind}"]) == pytest.approx(float(alone[key]), abs=1e-5), (kind, key)
+        assert float(log[f"nsentences_{kind}"]) == 1
+    assert float(log["nsentences_matching"]) == 2
+
+
+@pytest.mark.parametrize("options", [{}, RDROP, {"report_accuracy": True}], ids=str)
+def test_logs_of_kinds_have_the_same_keys_in_the_same_order_whatever_the_batch(options):
+    """fairseq adds the ranks' logs up by position: a dummy batch, a validation batch, one without some kind."""
+    model, criterion = Given(GOLDEN["logits"]), build(**options)
+    samples = (
+        *(mixed(), mixed((0, 0), (0, 0)), of_kinds([1, 1]), of_kinds([0, 2], **flat(GOLDEN["constraint_allowed"]))),
+        *(of_kinds([0, 1], [[PAD] * 4] * 2), {"parts": {"v1": of_kinds([2, 1])}, "shares": SHARES}),
+    )
+    keys = {tuple(criterion(model, sample)[2]) for sample in samples}
+    assert len(keys) == 1
+    assert {f"{key}_{kind}" for key in ("loss", "sample_size", "n_correct", "nsentences") for kind in KINDS} <= set(
+        keys.pop()
+    )
+
+
+def test_a_kind_that_is_absent_has_nothing():
+    log = build()(Given(GOLDEN["logits"]), of_kinds([1, 1]))[2]
+    for key in ("loss", "sample_size", "n_correct", "nsentences"):
+        assert float(log[f"{key}_caption"]) == float(log[f"{key}_matching"]) == 0
+    assert float(log["loss_vqa"]) == pytest.approx(float(log["loss"]), rel=1e-6)
+
+
+def test_dropped_tokens_count_for_no_kind():
+    model, criterion = Given(GOLDEN["logits"]), build(**DROPPING)
+    before, after = (criterion(model, mixed(), update_num=step)[2] for step in (3, 4))
+    sizes = [sum(float(log[f"sample_size_{kind}"]) for kind in KINDS) for log in (before, after)]
+    scored = [int(part["target"].ne(PAD).sum()) for part in mixed()["parts"].values()]
+    assert sizes == [sum(scored), sum(int(number * 0.6) for number in scored)]
+
+
+@pytest.mark.parametrize("options", [{}, RDROP, DROPPING], ids=str)
+def test_what_a_row_weighs_does_not_depend_on_the_update_frequency(options):
+    """Sample size 1: two micro-batches of very different length count alike, as fairseq divides their sum by two."""
+    short = mixed()
+    short["parts"]["v1"] = of_kinds([1, 1], [[7, EOS, PAD, PAD], [EOS, PAD, PAD, PAD]])
+    criterion, gradients = build(**options), []
+    for sample in (mixed(), short):
+        model = Given(GOLDEN["logits"])
+        criterion(model, sample, update_num=9)[0].backward()
+        gradients.append(model.logits.grad)
+    together = Given(GOLDEN["logits"])
+    size = 0
+    for sample in (mixed(), short):
+        loss, counted, _ = criterion(together, sample, update_num=9)
+        loss.backward()
+        size += counted
+    assert size == 2
+    torch.testing.assert_close(together.logits.grad / size, (gradients[0] + gradients[1]) / 2)
+
+
+def test_the_log_shows_loss_accuracy_share_and_pace_of_each_kind():
+    criterion = build(report_accuracy=True)
+    logs = [criterion(Given(GOLDEN["logits"]), mixed())[2] for _ in range(2)]
+    with metrics.aggregate() as values:
+        criterion.reduce_metrics(logs)
+    smoothed = values.get_smoothed_values()
+    for kind in KINDS:
+        size = float(logs[0][f"sample_size_{kind}"])
+        assert smoothed[f"loss_{kind}"] == pytest.approx(float(logs[0][f"loss_{kind}"]) / size, abs=1e-3)
+        assert smoothed[f"accuracy_{kind}"] == pytest.approx(100 * float(logs[0][f"n_correct_{kind}"]) / size, abs=1e-2)
+        assert smoothed[f"per_second_{kind}"] >= 0
+    assert [smoothed[f"share_{kind}"] for kind in KINDS] == [0.25, 0.25, 0.5]
+    assert smoothed["loss"] == pytest.approx(float(logs[0]["loss"]), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import World
+from tests.conftest import Shapes, World
 from tests.helpers.stock import Finished, ok, run
 
 
@@ -49,3 +49,16 @@ def captioner(train_once) -> Path:
 def answerer(train_once) -> Path:
     """A checkpoint of `--task vqa_gen`."""
     return train_once("vqa")[1] / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def pretrained(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """Two epochs of all eight pretraining tasks with validation: the save folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    finished = run(
+        *("train", *shapes.flags(), "--batch-size", 8, "--max-epoch", 2, "--num-workers", 0, "--save-dir"),
+        *(folder / "save", "--lr-scheduler", "fixed", "--report-accuracy", "--tensorboard-logdir", folder / "curves"),
+        *("--best-checkpoint-metric", "vqa_score", "--maximize-best-checkpoint-metric"),
+        log=folder / "log",
+    )
+    return folder / "save", ok(finished)
