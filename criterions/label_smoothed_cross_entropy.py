@@ -278,14 +278,14 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
                 return totals[f"{key}_{part}"] / max(size, 1)
 
             sentences = totals[f"nsentences_{part}"]
-            if f"nsentences_{part}" in logged and not sentences:
-                continue  # a kind of which there was no example, on any rank
+            if f"nsentences_{part}" in logged:
+                share = sentences / max(totals["nsentences"], 1)
+                metrics.log_scalar(f"share_{part}", share, totals["nsentences"], round=3)
+                if not sentences:
+                    continue  # a kind of which there was no example, on any rank, has no loss
             metrics.log_scalar(f"loss_{part}", mean("loss"), size_of_part, round=3)
             if sentences:
                 metrics.log_scalar(f"accuracy_{part}", 100.0 * mean("n_correct"), size_of_part, round=2)
-                metrics.log_scalar(
-                    f"share_{part}", sentences / max(totals["nsentences"], 1), totals["nsentences"], round=3
-                )
             else:
                 metrics.log_scalar(f"sample_size_{part}", size_of_part, 1, round=3)
         metrics.log_scalar("nll_loss", totals["nll_loss"] / scored, scored, round=3)

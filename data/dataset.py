@@ -112,6 +112,7 @@ class OFADataset(RowDataset):
         draw = np.random.default_rng((self.seed, epoch, row, *self._stream))
         examples = list(self.builder.examples(row, self.builder.store[row], draw))
         for example in examples:
+            example.seed = int(draw.integers(1 << 62))
             example.confidence *= self.weights.get(example.kind, 1.0)
         return examples
 

@@ -28,6 +28,7 @@ class Example:
         confidence: weight of the example's loss.
         kind: which of its task's kinds of example it is, where the task has several.
         writes_codes: whether the target is image codes, which the decoder gives positions on a grid.
+        seed: from (seed, epoch, row), for what the model draws for the example: which patches it keeps.
         unscored: how many positions the target begins with that have no loss; its eos always has.
         hole: side in pixels of the square in the middle of the picture that the model must not see.
         notes: what was put right on the way, in words.
@@ -49,6 +50,7 @@ class Example:
     confidence: float = 1.0
     kind: str = ""
     writes_codes: bool = False
+    seed: int = 0
     unscored: int = 0
     hole: int = 0
     notes: tuple[str, ...] = ()
@@ -85,8 +87,8 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
 
     Returns:
         `net_input` (`src_tokens` int64[B, S], `src_lengths` int64[B], `prev_output_tokens` int64[B, T], for images
-        `patch_images` float32[B, 3, h, w] and `patch_masks` bool[B] (where examples share pictures, each of them once,
-        and `image_rows` int64[B]), for image codes `code_masks` bool[B]), `target`
+        `patch_images` float32[B, 3, h, w] (of pictures that examples share each once, and `image_rows` int64[B]),
+        `patch_masks` bool[B] and `patch_seeds` int64[B], for image codes `code_masks` bool[B]), `target`
         int64[B, T] (pad within the prompt), `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B],
         `id` int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
         (the ids allowed at each position, row after row; a count of 0 leaves the position free), the lists `uniq_ids`,
@@ -115,6 +117,7 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         if len(pictures) < len(examples):
             numbers = {name: number for number, name in enumerate(pictures)}
             net_input["image_rows"] = torch.tensor([numbers[id(example.image)] for example in examples])
+        net_input["patch_seeds"] = torch.tensor([example.seed for example in examples])
         net_input["patch_masks"] = torch.ones(len(examples), dtype=torch.bool)
     if examples[0].writes_codes:
         net_input["code_masks"] = torch.ones(len(examples), dtype=torch.bool)

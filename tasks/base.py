@@ -453,6 +453,11 @@ class OFATask(Interactive, FairseqTask):
             logging_output.update(self._score_batch(sample, model).log())
         return loss, sample_size, logging_output
 
+    def begin_epoch(self, epoch: int, model: nn.Module) -> None:
+        """fairseq's hook before an epoch: rows that other ranks have found bad are no news."""
+        if self._ledger is not None:
+            self._ledger.read()
+
     def _counts(self, sample: dict[str, Any], ledger: Ledger | None = None) -> dict[str, float]:
         """What the log counts of a batch beside its loss: the same keys for every batch. Notes its bad rows, those of
         training in the ledger.
@@ -524,6 +529,8 @@ class OFATask(Interactive, FairseqTask):
                     metrics.log_speed(f"per_second_{key.removeprefix('nsentences_')}", examples, round=1)
         for name in ("bad_rows", *self.counted):
             count = sum(float(log.get(f"n_{name}", 0)) for log in logging_outputs)
+            if name == "bad_rows" and criterion.training and self._ledger is not None:
+                self._ledger.count(int(count))
             if count:  # the same on every rank: these are sums over all of them
                 metrics.log_scalar_sum(name, count, round=0)
         for metric in self.all_metrics():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from ..errors import BadRow
+from ..errors import BadRow, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,32 @@ class Ledger:
     def __init__(self, folder: str, files: Collection[str], allowed: int, rows: int):
         rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
         self.path = Path(folder) / ("bad_rows.tsv" if rank == 0 else f"bad_rows.rank{rank}.tsv")
-        self.allowed, self.rows = allowed, rows
+        self.allowed, self.rows, self._files = allowed, rows, files
         self.known: set[tuple[str, int]] = set()
         self._mend()
-        for written in Path(folder).glob("bad_rows*.tsv"):
+        self.read()
+
+    def read(self) -> None:
+        """Takes in what all processes have written; at the beginning of an epoch, when other rows come to this one."""
+        for written in self.path.parent.glob("bad_rows*.tsv"):
             for line in written.read_text(encoding="utf-8").split("\n")[:-1]:
                 path, number = line.split("\t")[:2]
-                if path in files:
+                if path in self._files:
                     self.known.add((path, int(number)))
+        self.met = len(self.known)  # by all processes
+
+    def count(self, new: int) -> None:
+        """Adds the rows that all processes have noted in an update.
+
+        Raises:
+            UserError: together they are too many, though no process has met as many.
+        """
+        self.met += new
+        if self.met > self.allowed:
+            raise UserError(
+                f"{self.met} bad rows of {self.rows}, and --max-bad-fraction allows {self.allowed}: see "
+                f"{self.path.parent}/bad_rows*.tsv"
+            )
 
     def _mend(self) -> None:
         """Takes off what a killed process left of a last line, to which the next one would be joined."""

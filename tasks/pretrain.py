@@ -102,7 +102,7 @@ class VisionLanguageBuilder(BoxReader, Builder):
     * `visual_grounding`: the expression and its box; the box and its expression.
 
     Training resizes and crops the picture at random, the two examples of a row alike; evaluation sees it whole, as a
-    square, and yields one kind only (`only`).
+    square, and yields the one kind that is wanted.
     """
 
     columns = ("id", "image", "caption", "question", "refs", "objects", "dataset", "type")
@@ -355,21 +355,11 @@ class PretrainTask(OFATask):
     builder = VisionLanguageBuilder
     counted = ("clamped_boxes", "empty_boxes", "empty_detections")
     own_to_a_run = (
-        *(
-            "text_data",
-            "image_data",
-            "detection_data",
-            "neg_sample_dir",
-            "kinds",
-            "kind_weights",
-            "mixture",
-            "pretrain_seed",
-        ),
+        *("text_data", "image_data", "detection_data", "neg_sample_dir"),
+        *("kinds", "kind_weights", "mixture", "pretrain_seed"),
         *("text_selected_cols", "image_selected_cols", "detection_selected_cols", "instruction", "columns"),
     )
     defaults = PRETRAIN_DEFAULTS
-
-    # ------------------------------------------------------------------------------------------------ settings
 
     def setup(self) -> None:
         """Checks the options that belong together."""
@@ -408,7 +398,7 @@ class PretrainTask(OFATask):
     def _weights(self) -> dict[str, float]:
         """What `--kind-weights` says."""
         weights = {}
-        for item in (self.cfg.kind_weights or "").split(",") if self.cfg.kind_weights else ():
+        for item in self.cfg.kind_weights.split(",") if self.cfg.kind_weights else ():
             kind, _, number = item.partition("=")
             try:
                 weights[kind] = float(number)

@@ -696,7 +696,11 @@ def test_the_example_of_the_page_gives_what_the_page_says(tmp_path):
     picture(tmp_path / "photos" / "kitchen.png")
     finished = typed(commands, tmp_path, vocab_size="300")
     assert finished.stdout.startswith(said) and finished.stderr == ""
-    assert "next: ofa train-bpe data/bpe data/train/vision_language_examples.tsv --columns 2,3,4,5\n" in finished.stdout
+    [following] = re.findall(r"next: (ofa train-bpe .*)\n +(fairseq-train .*)\n", finished.stdout)
+    assert "vision_language_examples.tsv:2,3,4,5 data/train/text_examples.tsv:1" in following[0]
+    vocabulary, training = f"{following[0]} --vocab-size 300", f"{following[1]} --max-update 2"
+    typed(f"{vocabulary}\n{training} --disable-validation --save-dir save", tmp_path, batch_size="8")
+    assert (tmp_path / "save" / "checkpoint_last.pt").exists()
     assert os.path.exists(tmp_path / "my-bpe" / "dict.txt")
     assert [row.type for row in rows(tmp_path / "data", "vision_language", "valid")] == ["caption"]
     refs = [row.refs for row in rows(tmp_path / "data", "vision_language") if row.type == "qa"]

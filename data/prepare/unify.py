@@ -361,15 +361,17 @@ def _summary(request: Request, report: Report, run: _Run, negatives: bool) -> li
 def _next_steps(request: Request, report: Report) -> list[str]:
     """The commands that make use of the files."""
     columns = {VISION_LANGUAGE: "2,3,4,5", TEXT: "1"}  # that hold text
-    for name, numbers in columns.items():
-        if f"{request.subset}/{name}" in report.rows and request.subset == "train":
-            out, file = (shlex.quote(str(path)) for path in (request.out, request.out / request.subset / name))
-            side = f"--code-image-size {request.code_image_size} " if request.code_image_size != 128 else ""
-            alone = "" if (request.out / "valid").is_dir() else "--disable-validation "
-            return [
-                f"next: ofa train-bpe {out}/bpe {file} --columns {numbers}",
-                f'      fairseq-train {out} --user-dir "$(ofa user-dir)" --task unify_task --arch ofa_nano {side}'
-                f"--bpe sentencepiece --bpe-dir {out}/bpe --criterion adjust_label_smoothed_cross_entropy "
-                f"--optimizer adam --lr 1e-3 --batch-size 32 {alone}--max-epoch 20",
-            ]
-    return []
+    made = {name: numbers for name, numbers in columns.items() if f"{request.subset}/{name}" in report.rows}
+    if not made or request.subset != "train":
+        return []
+    out = shlex.quote(str(request.out))
+    texts = " ".join(shlex.quote(f"{request.out / 'train' / name}:{numbers}") for name, numbers in made.items())
+    side = f"--code-image-size {request.code_image_size} " if request.code_image_size != 128 else ""
+    alone = "" if (request.out / "valid").is_dir() else "--disable-validation "
+    return [
+        f"next: ofa train-bpe {out}/bpe {texts}",
+        f'      fairseq-train {out} --user-dir "$(ofa user-dir)" --task unify_task --arch ofa_nano '
+        f"--patch-image-size 256 {side}--bpe sentencepiece --bpe-dir {out}/bpe "
+        f"--criterion adjust_label_smoothed_cross_entropy --optimizer adam --lr 5e-4 --batch-size 16 {alone}"
+        "--max-epoch 20",
+    ]

@@ -78,6 +78,7 @@ class Encoder(FairseqEncoder):
         patch_images_2: Tensor | None = None,
         patch_masks: Tensor | None = None,
         image_rows: Tensor | None = None,
+        patch_seeds: Tensor | None = None,
         code_masks: Tensor | None = None,
         sample_patch_num: int | None = None,
         token_embeddings: Tensor | None = None,
@@ -92,6 +93,7 @@ class Encoder(FairseqEncoder):
             patch_images_2: a second picture, which the published architecture cannot take.
             patch_masks: bool[B], False where a row has no picture; required with `patch_images`.
             image_rows: int64[B], which of N pictures is each row's: several rows about one picture share its features.
+            patch_seeds: int64[B], what each row's patches are drawn from; None: from torch's generator.
             sample_patch_num: keep so many patches of each picture, drawn anew for each row; all if there are no more.
             token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
             return_all_hiddens: fill `encoder_states`.
@@ -113,7 +115,7 @@ class Encoder(FairseqEncoder):
         if patch_images is not None:
             if patch_masks is None:
                 raise ValueError("patch_images need patch_masks, bool[B], False where a row has no picture")
-            patches, ids, patch_positions = self._patches(patch_images, image_rows, sample_patch_num)
+            patches, ids, patch_positions = self._patches(patch_images, image_rows, sample_patch_num, patch_seeds)
             buckets.insert(0, self.image_rp_bucket[ids.unsqueeze(-1), ids.unsqueeze(-2)])
             x = torch.cat([patches, x], 1)
             padding = torch.cat([(~patch_masks)[:, None].expand(-1, patches.shape[1]), padding], 1)
@@ -160,7 +162,9 @@ class Encoder(FairseqEncoder):
         x = F.dropout(self.layernorm_embedding(x), self.dropout, self.training)
         return x, self.pos_ln(positions), tokens.eq(self.padding_idx)
 
-    def _patches(self, images: Tensor, rows: Tensor | None, sample: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _patches(
+        self, images: Tensor, rows: Tensor | None, sample: int | None, seeds: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Embedded patches [B, P, D], their position ids [P] or [B, P], and normalised positions [1 or B, P, D]."""
         features = self.embed_images(images.to(self.image_proj.weight.dtype))
         height, width = features.shape[2:]
@@ -176,7 +180,7 @@ class Encoder(FairseqEncoder):
         ids = grid_positions(height, width, self.image_bucket_size).to(images.device)
         chosen = None
         if sample is not None and sample < height * width:  # else all are kept, and rows may share their positions
-            chosen = self.draw_patches(len(features), height * width, sample).to(images.device)  # [B, P]
+            chosen = self.draw_patches(len(features), height * width, sample, seeds).to(images.device)  # [B, P]
             features = features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[2]))
             ids = ids[chosen]
         # official unify_transformer.py counts after sampling: as many patches as the grid has keep the plain table
@@ -193,13 +197,21 @@ class Encoder(FairseqEncoder):
         return x, ids, self.image_pos_ln(positions)
 
     @staticmethod
-    def draw_patches(rows: int, patches: int, count: int) -> Tensor:
+    def draw_patches(rows: int, patches: int, count: int, seeds: Tensor | None = None) -> Tensor:
         """Which patches each row keeps, in random order: int64[rows, count].
 
-        From torch's generator, which fairseq's trainer seeds for every update, so that a resumed run draws the same;
-        official OFA takes Python's, which nobody seeds.
+        From the rows' own seeds, so that a row keeps the same patches whichever process has it in whatever batch;
+        without them from torch's generator, which fairseq's trainer seeds for every update. Official OFA takes
+        Python's, which nobody seeds.
+
+        Args:
+            rows, patches, count: how many there are, and how many are kept of each row's.
+            seeds: int64[rows].
         """
-        return torch.rand(rows, patches).argsort(1)[:, :count]
+        if seeds is None:
+            return torch.rand(rows, patches).argsort(1)[:, :count]
+        own = (torch.Generator().manual_seed(seed) for seed in seeds.tolist())
+        return torch.stack([torch.randperm(patches, generator=generator)[:count] for generator in own])
 
     def _stretched_positions(self, height: int, width: int) -> Tensor:
         """The pretrained grid's positions, bilinearly resized to `height` x `width`: [1, P, D]."""

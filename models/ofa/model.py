@@ -67,6 +67,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         patch_images_2: Tensor | None = None,
         patch_masks: Tensor | None = None,
         image_rows: Tensor | None = None,
+        patch_seeds: Tensor | None = None,
         code_masks: Tensor | None = None,
         sample_patch_num: int | None = None,
         features_only: bool = False,
@@ -90,6 +91,7 @@ class OFAModel(FairseqEncoderDecoderModel):
             patch_images_2: refused, see `Encoder.forward`.
             patch_masks: bool[B], False where a row has no picture; required with `patch_images`.
             image_rows: int64[B], which picture is each row's, where rows share them, see `Encoder.forward`.
+            patch_seeds: int64[B], what the kept patches are drawn from, see `Encoder.draw_patches`.
             code_masks: bool[B], True where a row writes image codes.
             sample_patch_num: keep so many patches of each picture.
             features_only: states instead of logits.
@@ -112,6 +114,7 @@ class OFAModel(FairseqEncoderDecoderModel):
             patch_images_2=patch_images_2,
             patch_masks=patch_masks,
             image_rows=image_rows,
+            patch_seeds=patch_seeds,
             sample_patch_num=sample_patch_num,
             token_embeddings=token_embeddings,
             return_all_hiddens=return_all_hiddens,

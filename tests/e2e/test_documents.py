@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -100,6 +101,15 @@ def test_the_command_of_the_page_on_data_makes_the_table_shown_there(tmp_path):
     named = re.findall(r"`([\w/]+\.(?:tsv|txt|json))`", page.partition("## A world of shapes")[2])
     files = {path.name for path in (tmp_path / "shapes").rglob("*.*")}
     assert len(named) == 8 and {name.rpartition("/")[2] for name in named} <= files
+
+
+def test_the_commands_of_the_page_on_pretraining_train_evaluate_and_ask(tmp_path):
+    train, ask = (block.replace("run_scripts/", f"{ROOT}/run_scripts/") for block in blocks("docs/pretraining.md"))
+    typed(train, tmp_path, rows="64", vocab_size="420", max_update="2")
+    scores = json.loads((tmp_path / "results" / "pretrain_nano" / "valid_scores.json").read_text())
+    assert {"cider", "vqa_score", "detection_ap50"} <= set(scores)
+    finished = typed(ask, tmp_path)
+    assert "asked_score = " in finished.stdout + finished.stderr
 
 
 def test_every_page_that_is_linked_exists_and_every_file_that_is_named():

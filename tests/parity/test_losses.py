@@ -64,7 +64,7 @@ def sample_of(name: str, arrays: dict[str, torch.Tensor]) -> dict | list[dict]:
 def test_losses_of_model_s(name, arrays, monkeypatch):
     case = GOLDEN[name]
     model, orders = small_model(), arrays["tuple_patch_orders"]
-    monkeypatch.setattr(model.encoder, "draw_patches", lambda rows, patches, count: orders[:rows, :count])
+    monkeypatch.setattr(model.encoder, "draw_patches", lambda rows, patches, count, seeds: orders[:rows, :count])
     with torch.no_grad():
         criterion = build(name.partition("_")[0], **case["args"])
         loss, size, log = criterion(model, sample_of(name, arrays), update_num=case["update_num"])

@@ -146,7 +146,7 @@ def test_token_embeddings_case_c1b():
 @torch.no_grad()
 def test_sampled_patches_case_c6(monkeypatch: pytest.MonkeyPatch):
     case, model = load_case("c6_sample_patch_num"), small_model()
-    monkeypatch.setattr(model.encoder, "draw_patches", lambda rows, patches, count: case["in_patch_orders"])
+    monkeypatch.setattr(model.encoder, "draw_patches", lambda rows, patches, count, seeds: case["in_patch_orders"])
     count = int(case["in_sample_patch_num"])
     arguments = net_input(case)
     previous = arguments.pop("prev_output_tokens")

@@ -11,7 +11,6 @@ import torch
 
 from ofa_plugin.data import augment
 from ofa_plugin.data.boxes import LabelledBox
-from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.example import collate
 from ofa_plugin.errors import BadRow
 from ofa_plugin.tasks.detection import Detection, DetectionBuilder
@@ -22,17 +21,6 @@ from tests.helpers.pretraining import builder_of, detection_row, task_of, write_
 
 GOLDEN = golden("pretrain_examples.json")["detection"]
 JITTERS = golden("transform_large_scale_jitter.json")
-
-
-@pytest.fixture(scope="module")
-def released():
-    made = {}
-    return lambda folder: made.setdefault(folder, Codec.build("gpt2", str(folder)))
-
-
-@pytest.fixture
-def codec(world):
-    return Codec.build("sentencepiece", str(world.root / "bpe"), 100, 8)
 
 
 def only(made, index=0, draw=None):

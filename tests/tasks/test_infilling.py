@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.example import collate
 from ofa_plugin.errors import BadRow
 from ofa_plugin.tasks.infilling import ImageBuilder, ImageInfilling, TextBuilder, TextInfilling
@@ -22,17 +21,6 @@ TEXTS = {  # as recorded, before the official clean-up
     "t2": "Short Text",
 }
 ENOUGH = 3000  # draws, among which every recorded one is
-
-
-@pytest.fixture(scope="module")
-def released():
-    made = {}
-    return lambda folder: made.setdefault(folder, Codec.build("gpt2", str(folder)))
-
-
-@pytest.fixture
-def codec(world):
-    return Codec.build("sentencepiece", str(world.root / "bpe"), 100, 8)
 
 
 def only(made, index=0, seed=0):

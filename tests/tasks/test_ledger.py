@@ -72,6 +72,20 @@ def test_a_line_that_a_killed_run_left_half_written_is_no_row(tmp_path):
     assert ledger(tmp_path).known == {("a  b/train.tsv", 1), ("a  b/train.tsv", 2)}
 
 
+def test_the_cap_is_one_for_all_processes(tmp_path, monkeypatch):
+    book = ledger(tmp_path, allowed=3)
+    book.note([bad(4)])
+    book.count(1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    ledger(tmp_path, allowed=3).note([bad(5), bad(6)])
+    book.count(2)  # what the other has noted
+    with pytest.raises(UserError, match=r"4 bad rows of 100, and --max-bad-fraction allows 3: see .*bad_rows\*.tsv"):
+        book.count(1)
+    book.read()
+    assert book.met == 3 and book.note([bad(5)]) == []  # the other's are no news to this one
+
+
 # Through the task
 
 
@@ -92,7 +106,7 @@ def test_training_goes_on_without_a_bad_row_and_with_the_next_in_its_place(world
     mixture = task.datasets["train"]
     batch = mixture.collater([mixture[index] for index in range(3)])
     assert batch["parts"]["vision_language"]["uniq_ids"] == ["a", "c", "c"]
-    assert task._counts(batch)["n_bad_rows"] == 1 and task._counts(batch)["n_bad_rows"] == 0
+    assert task._counts(batch, task._ledger)["n_bad_rows"] == 1 and task._counts(batch, task._ledger)["n_bad_rows"] == 0
     reason = "caption\tit is empty\twrite a caption, or leave the row out\n"
     assert (tmp_path / "save" / "bad_rows.tsv").read_text() == f"{path}\t2\t{reason}"
 
@@ -104,7 +118,7 @@ def test_with_the_default_cap_a_small_file_stops_at_its_first_bad_row(world, tmp
     task.load_dataset("train")
     mixture = task.datasets["train"]
     with pytest.raises(BadRow) as caught:
-        task._counts(mixture.collater([mixture[0], mixture[1]]))
+        task._counts(mixture.collater([mixture[0], mixture[1]]), task._ledger)
     assert str(caught.value) == (
         f"{path}:1: caption: it is empty: write a caption, or leave the row out "
         "(bad row 1 of 2 rows, and --max-bad-fraction allows 0)"

@@ -40,17 +40,6 @@ def hypothesis(*ids):
     return {"tokens": torch.tensor(ids, dtype=torch.int64), "positional_scores": torch.zeros(len(ids))}
 
 
-@pytest.fixture(scope="module")
-def released():
-    made = {}
-    return lambda folder: made.setdefault(folder, Codec.build("gpt2", str(folder)))
-
-
-@pytest.fixture
-def codec(world):
-    return Codec.build("sentencepiece", str(world.root / "bpe"), 100, 8)
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['w']}x{case['h']}-{case['box'][0]:g}")
 def test_rows_match_the_official_dataset(shared, released, tmp_path, case):

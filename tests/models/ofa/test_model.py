@@ -142,6 +142,26 @@ def test_patches_that_all_stay_are_not_drawn(keep: int, batch: dict[str, Tensor]
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_row_keeps_the_same_patches_in_whatever_batch():
+    encoder = tiny().encoder
+    seeds = torch.tensor([5, 7, 5])
+    drawn = encoder.draw_patches(3, 64, 20, seeds)
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    torch.manual_seed(1)
+    assert torch.equal(encoder.draw_patches(1, 64, 20, seeds[1:2])[0], drawn[1])
+    assert all(len(set(row)) == 20 and set(row) <= set(range(64)) for row in drawn.tolist())
+
+
+@torch.no_grad()
+def test_rows_that_share_a_picture_are_encoded_as_if_each_had_its_own(batch: dict[str, Tensor]):
+    encoder = tiny().encoder
+    del batch["prev_output_tokens"]
+    rows = torch.tensor([1, 1])
+    own = encoder(**{**batch, "patch_images": batch["patch_images"][rows]})
+    shared = encoder(**{**batch, "patch_images": batch["patch_images"][1:]}, image_rows=rows - 1)
+    torch.testing.assert_close(shared["encoder_out"][0], own["encoder_out"][0])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [20, 40])
 def test_sampled_patches_keep_their_place_in_a_stretched_grid(
@@ -152,7 +172,7 @@ def test_sampled_patches_keep_their_place_in_a_stretched_grid(
     del batch["prev_output_tokens"]
     whole = encoder(**batch)["position_embeddings"][0][:, :64]
     chosen = encoder.draw_patches(2, 64, keep)
-    monkeypatch.setattr(encoder, "draw_patches", lambda rows, patches, count: chosen)
+    monkeypatch.setattr(encoder, "draw_patches", lambda rows, patches, count, seeds: chosen)
     sampled = encoder(**batch, sample_patch_num=keep)["position_embeddings"][0][:, :keep]
     encoder.pretrained_side = None
     plain = encoder(**batch)["position_embeddings"][0][:, :64]
