@@ -1,8 +1,8 @@
-"""`make quickstart`: from nothing to a model that captions pictures and answers questions about them.
+"""`make quickstart`: from nothing to one model that does all eight pretraining tasks.
 
-Makes a picture world; trains `ofa_nano` through the stock `fairseq-train`, first on captions, then from there on
-questions with a closed answer set; answers on held-out pictures through the stock `fairseq-generate`; compares with
-what guessing gives; draws a contact sheet. With QUICK=1 in the environment: the same path, few updates, no verdict.
+Makes a picture world; pretrains `ofa_nano` on the eight tasks in one run of the stock `fairseq-train`; answers on
+held-out pictures through the stock `fairseq-generate`; compares with what guessing gives; draws a contact sheet. With
+QUICK=1 in the environment: the same path, few updates, no verdict.
 """
 
 from __future__ import annotations
@@ -13,23 +13,57 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import UserError
 
+if TYPE_CHECKING:  # what needs fairseq is imported where it is used: a mistake in the call should be told at once
+    from .data.codec import Codec
+    from .data.example import Example
+    from .tasks.pretrain import PretrainTask
+
 USER_DIR = Path(__file__).resolve().parent
-SIDE = 64  # pixels of a picture
-ROWS = {"train": 6000, "valid": 100, "test": 300}
-UPDATES = {"caption": 500, "vqa": 1100}
-RATE = {"caption": "1e-3", "vqa": "5e-4"}
-QUICK_ROWS = {"train": 256, "valid": 16, "test": 24}
-QUICK_UPDATES = {"caption": 12, "vqa": 12}
-TASK = {"caption": "caption", "vqa": "vqa_gen"}
-SHOWN = 12  # pictures on the contact sheet
+SIDE = 64  # pixels of a picture, and twice those of the middle that is infilled
+RANKS = 2  # batches of an update: of two processes where there are two cores, else one after the other
+ROWS, HELD_OUT, UPDATES = 12000, 600, 1400
+QUICK_ROWS, QUICK_HELD_OUT, QUICK_UPDATES = 240, 24, 6
+RECIPE = (
+    *("--batch-size", "16", "--lr", "1e-3", "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.06"),
+    *("--optimizer", "adam", "--adam-betas", "(0.9,0.999)", "--weight-decay", "0.01", "--clip-norm", "1.0"),
+)
+SHUFFLED = "shuffled"  # the test split, each picture another row's
+
+
+class Judged(NamedTuple):
+    """How a kind of example stands in the table.
+
+    Attributes:
+        title: what the task is called.
+        metric: by what it is judged.
+        guess: what it is compared with.
+    """
+
+    title: str
+    metric: str
+    guess: str
+
+
+TABLE = {
+    "caption": Judged("image captioning", "CIDEr-D", "most frequent caption"),
+    "vqa": Judged("question answering", "accuracy", "most frequent answer to the same question"),
+    "matching": Judged("image-text matching", "accuracy", "always the same answer"),
+    "grounding": Judged("visual grounding", "Acc@0.5", "best constant box"),
+    "region_caption": Judged("grounded captioning", "exact match", "most frequent description"),
+    "detection": Judged("object detection", "AP@0.5", "best constant object"),
+    "image_infilling": Judged("image infilling", "codes right", "commonest code around the hole"),
+    "text_infilling": Judged("text infilling", "tokens right", "another picture's text"),
+}
 
 
 def main(folder: str = "quickstart") -> int:
@@ -38,23 +72,24 @@ def main(folder: str = "quickstart") -> int:
     out = Path(folder).resolve()
     _empty(out)
     started = time.monotonic()
-    say(f"Works in {out} on {_device()}; needs about 70 MB there.")
+    say(f"Works in {out} on {_device()}; needs about 90 MB there.")
 
-    say("1. A picture world of our own: coloured shapes, captions, questions")
-    _make_data(out, QUICK_ROWS if quick else ROWS)
+    say("1. A picture world of our own: shapes with captions, questions, boxes, codes and texts; a vocabulary for them")
+    _make_data(out, quick)
 
-    say("2. Training with fairseq-train: first captions, then questions from the captions' weights")
-    for name in TASK:
-        _run_all(out, {name: _train_command(out, name, quick)}, "train")
+    say("2. Pretraining on all eight tasks with fairseq-train")
+    _train(out, quick)
 
-    say("3. Answering on held-out pictures with fairseq-generate; then once more with the pictures shuffled")
-    for subset in ("test", "shuffled"):
-        _run_all(out, {name: _generate_command(out, name, subset) for name in TASK}, f"generate-{subset}")
+    say("3. Answering on held-out pictures with fairseq-generate; beside it with the pictures shuffled")
+    commands = {subset: _generate_command(out, subset) for subset in ("test", SHUFFLED)}
+    _run_all(out, {f"generate-{subset}": command for subset, command in commands.items()})
 
-    passed = _report(out)
-    sheet = _contact_sheet(out)
+    say("4. Results on held-out pictures")
+    task, examples = _held_out(commands["test"])
+    passed = _report(out, examples)
+    sheet = _contact_sheet(out, task.codec, examples)
     used = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
-    say(f"Pictures with their captions and answers: {sheet}")
+    say(f"One picture for each task, and what the model says: {sheet}")
     say(f"Took {time.monotonic() - started:.0f} s on {_device()}, {used:.0f} MB in {out}.")
     print(_next_steps(out))
     if quick:
@@ -80,79 +115,111 @@ def say(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _device() -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"the CPU ({os.cpu_count()} cores)"
+    return torch.cuda.get_device_name() if _has_gpu() else f"the CPU ({_cores()} cores)"
 
 
 # ------------------------------------------------------------------------------------------------------------ data
 
 
-def _make_data(out: Path, rows: dict[str, int]) -> None:
-    from .data.sentencepiece_training import train_bpe
-    from .data.shapes import write_world
+def _make_data(out: Path, quick: bool) -> None:
+    rows, held_out = (QUICK_ROWS, QUICK_HELD_OUT) if quick else (ROWS, HELD_OUT)
+    data, train = out / "data", out / "data" / "train"
+    world = ("--rows", rows, "--held-out", held_out, "--seed", 1, "--shapes", "1-2")
+    sizes = ("--side", SIDE, "--code-image-size", SIDE // 2)
+    _run_all(out, {"make-shapes": [_script("ofa"), "make-shapes", data, *world, *sizes]})
+    texts = (f"{train / 'vision_language_examples.tsv'}:2,3,4,5", f"{train / 'text_examples.tsv'}:1")
+    _run_all(out, {"train-bpe": [_script("ofa"), "train-bpe", out / "bpe", *texts, "--vocab-size", 480]})
+    _shuffle_pictures(data / "test", data / SHUFFLED)
+    print(f"{rows} pictures of {SIDE} pixels with captions, questions or boxes to learn from, {held_out} held out")
 
-    write_world(out / "data", rows, seed=1, side=SIDE)
-    for name in TASK:
-        lines = (out / "data" / name / "test.tsv").read_text(encoding="utf-8").splitlines()
-        cells = [line.split("\t") for line in lines]
-        moved = [row[:-1] + cells[(index + 1) % len(cells)][-1:] for index, row in enumerate(cells)]
-        text = "".join("\t".join(row) + "\n" for row in moved)
-        (out / "data" / name / "shuffled.tsv").write_text(text, encoding="utf-8")
-    print(f"{rows['train']} training and {rows['test']} held-out pictures of {SIDE} pixels in {out / 'data'}")
-    files = [out / "data" / name / "train.tsv" for name in TASK]
-    summary = train_bpe(out / "bpe", [(file, [2, 3]) for file in files], vocab_size=400)
-    print(f"a vocabulary of {summary['pieces']} pieces of their words in {out / 'bpe'}")
+
+def _shuffle_pictures(split: Path, target: Path) -> None:
+    """Writes the files of a split that have pictures once more, each row with the next one's picture."""
+    from .tasks.pretrain import SOURCES
+
+    target.mkdir()
+    for source in SOURCES.values():
+        if "image" not in source.builder.columns:
+            continue
+        rows = _cells(split / source.file)
+        for row, picture in zip(rows, [row[1] for row in rows[1:] + rows[:1]], strict=True):
+            row[1] = picture
+        (target / source.file).write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _cells(file: Path) -> list[list[str]]:
+    return [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 # -------------------------------------------------------------------------------------------------------- commands
 
 
 def _script(name: str) -> str:
-    """The stock console script of this Python's environment."""
+    """The console script of this Python's environment."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
 
 
-def _train_command(out: Path, name: str, quick: bool) -> list[str]:
-    updates = (QUICK_UPDATES if quick else UPDATES)[name]
-    command = [
-        *(_script("fairseq-train"), str(out / "data" / name), "--user-dir", str(USER_DIR)),
-        *("--task", TASK[name], "--arch", "ofa_nano", "--patch-image-size", str(SIDE)),
-        *("--bpe", "sentencepiece", "--bpe-dir", str(out / "bpe"), "--num-bins", "100", "--code-dict-size", "256"),
-        *("--criterion", "adjust_label_smoothed_cross_entropy"),
-        *("--optimizer", "adam", "--adam-betas", "(0.9,0.999)", "--weight-decay", "0.01", "--clip-norm", "1.0"),
-        *("--lr", RATE[name], "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.06"),
-        *("--batch-size", "32", "--max-update", str(updates), "--num-workers", "1", "--disable-validation"),
-        *("--no-epoch-checkpoints", "--save-dir", str(out / "checkpoints" / name)),
-        *("--log-format", "json", "--log-interval", "10"),
-    ]
-    if name == "vqa":
-        command += ["--ans2label-file", str(out / "data" / "vqa" / "answers.txt")]
-        command += ["--finetune-from-model", str(out / "checkpoints" / "caption" / "checkpoint_last.pt")]
-    return command
+def _train(out: Path, quick: bool) -> None:
+    """One run: of a process for each core, up to `RANKS`, or of one process on the GPU."""
+    processes = 1 if _has_gpu() else min(RANKS, _cores())
+    command = _train_command(out, QUICK_UPDATES if quick else UPDATES, RANKS // processes)
+    if processes == 1:
+        _run_all(out, {"train": [*command, "--distributed-world-size", 1]})
+        return
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    command += ["--cpu", "--distributed-world-size", processes, "--distributed-no-spawn"]
+    command += ["--distributed-init-method", f"tcp://localhost:{port}"]
+    command += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+    _run_all(out, {f"train-{rank}": [*command, "--distributed-rank", rank] for rank in range(processes)})
 
 
-def _generate_command(out: Path, name: str, subset: str) -> list[str]:
+def _train_command(out: Path, updates: int, update_freq: int) -> list[Any]:
     return [
-        *(_script("fairseq-generate"), str(out / "data" / name), "--user-dir", str(USER_DIR), "--task", TASK[name]),
-        *("--path", str(out / "checkpoints" / name / "checkpoint_last.pt"), "--gen-subset", subset),
-        *("--batch-size", "50", "--results-path", str(out / "results" / name)),
+        *(_script("fairseq-train"), out / "data", "--user-dir", USER_DIR, "--task", "unify_task", "--arch", "ofa_nano"),
+        *("--patch-image-size", SIDE, "--max-image-size", SIDE, "--code-image-size", SIDE // 2),
+        *("--bpe", "sentencepiece", "--bpe-dir", out / "bpe", "--num-bins", 100, "--code-dict-size", 256),
+        *("--criterion", "adjust_label_smoothed_cross_entropy", *RECIPE, "--update-freq", update_freq),
+        *("--max-update", updates, "--num-workers", 1, "--disable-validation", "--no-epoch-checkpoints"),
+        *("--save-dir", out / "checkpoint", "--report-accuracy", "--log-format", "json", "--log-interval", 10),
     ]
 
 
-def _run_all(out: Path, commands: dict[str, list[str]], stage: str) -> None:
-    """Runs the commands, by task, at the same time and shows how far they are.
+def _generate_command(out: Path, subset: str) -> list[Any]:
+    return [
+        *(_script("fairseq-generate"), out / "data", "--user-dir", USER_DIR, "--task", "unify_task"),
+        *("--path", out / "checkpoint" / "checkpoint_last.pt", "--gen-subset", subset),
+        *("--batch-size", 100, "--results-path", out / "results"),
+    ]
+
+
+def _run_all(out: Path, commands: Mapping[str, list[Any]]) -> None:
+    """Runs the commands, each with a log of its name, at the same time, and shows how far they are.
 
     One thread each: the matrices of `ofa_nano` are too small to share, and a second thread costs what it gives.
     """
     (out / "logs").mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     running = {}
-    for name, command in commands.items():
+    for name, words in commands.items():
+        command = [str(word) for word in words]
         print(f"$ {shlex.join(command)}")
-        log = out / "logs" / f"{stage}-{name}.log"
+        log = out / "logs" / f"{name}.log"
         with log.open("w") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         running[name] = (process, log)
@@ -160,122 +227,132 @@ def _run_all(out: Path, commands: dict[str, list[str]], stage: str) -> None:
     shown = time.monotonic()
     try:
         while any(process.poll() is None for process, _ in running.values()):
-            time.sleep(0.5)
-            failed = [name for name, (process, _) in running.items() if process.poll() not in (None, 0)]
-            if failed:
+            time.sleep(0.2)
+            if any(process.poll() not in (None, 0) for process, _ in running.values()):
                 break
             if time.monotonic() - shown > 15:
                 shown = time.monotonic()
-                lines = [_progress(name, log) for name, (process, log) in running.items() if process.poll() is None]
+                lines = [_progress(log) for _, log in running.values()]
                 print("   ".join(filter(None, lines)), flush=True)
     finally:
+        ended = {name: process.poll() for name, (process, _) in running.items()}
         for process, _ in running.values():
             if process.poll() is None:
                 process.kill()
             process.wait()
-    for name, (process, log) in running.items():
-        if process.returncode:
+    for name, (_, log) in running.items():
+        if ended[name]:
             print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
-            raise SystemExit(f"{stage} of {name} ended with exit code {process.returncode}; its whole output: {log}")
+            raise SystemExit(f"{name} ended with exit code {ended[name]}; its whole output: {log}")
 
 
-def _progress(name: str, log: Path) -> str:
-    """`caption: update 300, loss 1.23` from the last JSON line of a training log."""
+def _progress(log: Path) -> str:
+    """How far a training run is, and the share of target tokens that it gets right, from its log's last JSON line."""
     found = re.findall(r"train_inner \| (\{.*\})", log.read_text(errors="replace"))
     if not found:
         return ""
     state = json.loads(found[-1])
-    return f"{name}: update {state['num_updates']}, loss {state['loss']}"
+    shares = {kind: state.get(f"accuracy_{kind}") for kind in TABLE}
+    right = ", ".join(f"{kind} {float(share):.0f} %" for kind, share in shares.items() if share is not None)
+    return f"update {state['num_updates']}, {state['eta_min']} minutes left; tokens right: {right}"
 
 
 # ---------------------------------------------------------------------------------------------------------- result
 
 
-def _cells(out: Path, name: str, split: str) -> list[list[str]]:
-    lines = (out / "data" / name / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
-    return [line.split("\t") for line in lines]
+def _held_out(command: list[Any]) -> tuple[PretrainTask, dict[str, list[tuple[int, Example]]]]:
+    """The task as `fairseq-generate` had it, and its examples by kind, each with its number in the result file."""
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    arguments = options.parse_args_and_arch(options.get_generation_parser(), [str(word) for word in command[1:]])
+    cfg = convert_namespace_to_omegaconf(arguments)
+    task = tasks.setup_task(cfg.task)
+    task.load_dataset(cfg.dataset.gen_subset)
+    dataset = task.dataset(cfg.dataset.gen_subset)
+    examples: dict[str, list[tuple[int, Example]]] = {}
+    for number in range(len(dataset)):
+        kind, item = dataset[number]
+        examples.setdefault(kind, []).append((number, item.examples[0]))
+    return task, examples
 
 
-def _answers(out: Path, name: str, subset: str, key: str) -> list[str]:
-    entries = json.loads((out / "results" / name / f"{subset}_predict.json").read_text(encoding="utf-8"))
-    return [entry[key] for entry in entries]
+def _report(out: Path, examples: Mapping[str, list[tuple[int, Example]]]) -> bool:
+    """Prints every task's metric beside its baselines; whether the gate is passed."""
+    from .tasks.pretrain import KINDS
+
+    def score(subset: str, kind: str) -> float | None:
+        scores = json.loads((out / "results" / f"{subset}_scores.json").read_text(encoding="utf-8"))
+        return scores.get(KINDS[kind].metrics[0].name)
+
+    guessed = _guesses(out / "data", examples)
+    numbers = {kind: (score("test", kind), score(SHUFFLED, kind), guessed[kind]) for kind in TABLE}
+    print(f"{'':35}{'the model':>10}{'shuffled':>10}{'a guess':>10}")
+    for kind, row in TABLE.items():
+        shown = "".join(f"{_number(kind, value):>10}" for value in numbers[kind])
+        print(f"{row.title:21}{row.metric:14}{shown}  {row.guess}")
+    print("shuffled: each picture is another row's, which tells looking from guessing well")
+    (cider, *caption_guesses), (accuracy, *answer_guesses) = numbers["caption"], numbers["vqa"]
+    return cider >= 2 * max(caption_guesses) and accuracy >= max(answer_guesses) + 0.15
 
 
-def _report(out: Path) -> bool:
-    """Prints both metrics beside their baselines; whether the gate is passed."""
-    from .tasks.metrics.cider import CIDErD
+def _number(kind: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if TABLE[kind].metric.startswith("CIDEr") else f"{100 * value:.1f} %"
 
-    references = [row[2].split("&&") for row in _cells(out, "caption", "test")]
-    metric = CIDErD()
-    metric.prepare(references)
 
-    def cider(captions: list[str]) -> float:
-        return sum(map(metric.score, captions, references)) / len(references)
+def _guesses(data: Path, examples: Mapping[str, list[tuple[int, Example]]]) -> dict[str, float]:
+    """What each kind's examples give to who knows the training files and has no model."""
+    import numpy as np
+    from PIL import Image
 
-    commonest = Counter(row[2] for row in _cells(out, "caption", "train")).most_common(1)[0][0]
-    captions = {
-        "the model": cider(_answers(out, "caption", "test", "caption")),
-        "most frequent caption": cider([commonest] * len(references)),
-        "the model, pictures shuffled": cider(_answers(out, "caption", "shuffled", "caption")),
+    from .data.boxes import parse_box, parse_objects
+    from .tasks import baselines
+
+    def rows(split: str, type: str) -> list[list[str]]:
+        return [row for row in _cells(data / split / "vision_language_examples.tsv") if row[7] == type]
+
+    asked, sought = ([(row[3], row[4].partition("|!+")[2]) for row in rows(split, "qa")] for split in ("train", "test"))
+    regions = rows("train", "visual_grounding")
+    objects = [parse_objects(row[2]) for row in _cells(data / "train" / "detection_examples.tsv")]
+    references = {kind: [one.reference for _, one in group] for kind, group in examples.items()}
+    judged = [next(iter(answers)) for answers in references["matching"]]
+    pictures = [Image.fromarray(one.image.permute(1, 2, 0).numpy()) for _, one in examples["image_infilling"]]
+    return {
+        "caption": baselines.frequent_caption([row[2] for row in rows("train", "caption")], references["caption"]),
+        "vqa": baselines.majority_by_question(asked, sought),
+        "matching": baselines.majority_answer(judged, judged),
+        "grounding": baselines.constant_box(
+            np.array([parse_box(row[4]) for row in regions]), np.array(references["grounding"])
+        ),
+        "region_caption": baselines.majority_answer([row[2] for row in regions], references["region_caption"]),
+        "detection": baselines.constant_object(objects, references["detection"]),
+        "image_infilling": baselines.surrounding_code(pictures, references["image_infilling"]),
+        "text_infilling": baselines.another_text(references["text_infilling"]),
     }
 
-    rows = _cells(out, "vqa", "test")
-    truth = [row[3].split("|!+")[1] for row in rows]
-    by_question: dict[str, Counter] = defaultdict(Counter)
-    for row in _cells(out, "vqa", "train"):
-        by_question[row[2]][row[3].split("|!+")[1]] += 1
-    overall = sum(by_question.values(), Counter())
-    guesses = [(by_question.get(row[2]) or overall).most_common(1)[0][0] for row in rows]
 
-    def accuracy(answers: list[str]) -> float:
-        return 100 * sum(map(str.__eq__, answers, truth)) / len(truth)
+def _contact_sheet(out: Path, codec: Codec, examples: Mapping[str, list[tuple[int, Example]]]) -> Path:
+    """The k-th picture of the k-th task with what the model said, as one PNG."""
+    from . import contact_sheet
 
-    answers = {
-        "the model": accuracy(_answers(out, "vqa", "test", "answer")),
-        "most frequent answer to the same question": accuracy(guesses),
-        "the model, pictures shuffled": accuracy(_answers(out, "vqa", "shuffled", "answer")),
-    }
-    say("4. Results on held-out pictures")
-    for title, unit, numbers in (("captions, CIDEr-D", "", captions), ("questions, accuracy", " %", answers)):
-        print(title)
-        for label, value in numbers.items():
-            print(f"  {label:<44}{value:8.2f}{unit}")
-    best_guess = max(list(answers.values())[1:])
-    return captions["the model"] >= 2 * max(list(captions.values())[1:]) and answers["the model"] >= best_guess + 15
-
-
-def _contact_sheet(out: Path) -> Path:
-    """Pictures with what the model said of them, as one PNG."""
-    import base64
-    import io
-
-    from PIL import Image, ImageDraw, ImageFont
-
-    captions = _answers(out, "caption", "test", "caption")[:SHOWN]
-    answers = _answers(out, "vqa", "test", "answer")[:SHOWN]
-    columns, width, height = 4, 250, 232
-    sheet = Image.new("RGB", (columns * width, -(-len(captions) // columns) * height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for index, (caption, answer, row) in enumerate(
-        zip(captions, answers, _cells(out, "vqa", "test"), strict=False)  # a sheet shows the first few only
-    ):
-        left, top = index % columns * width, index // columns * height
-        picture = Image.open(io.BytesIO(base64.b64decode(row[-1]))).resize((160, 160), Image.Resampling.NEAREST)
-        sheet.paste(picture, (left + (width - 160) // 2, top + 8))
-        for line, text in enumerate((caption, row[2], f"-> {answer}")):
-            pen.text((left + width / 2, top + 180 + 16 * line), text, fill="black", font=font, anchor="mm")
+    entries = json.loads((out / "results" / "test_predict.json").read_text(encoding="utf-8"))
+    panels = []
+    for place, (kind, row) in enumerate(TABLE.items()):
+        number, example = examples[kind][place % len(examples[kind])]
+        panels.append(contact_sheet.panel(kind, row.title, example, entries[number], codec))
     path = out / "contact_sheet.png"
-    sheet.save(path)
+    contact_sheet.draw(panels).save(path, optimize=True)
     return path
 
 
 def _next_steps(out: Path) -> str:
     return f"""
 How to go on:
-  look at what fairseq-generate printed:  less {out / "results" / "caption" / "generate-test.txt"}
-  caption your own pictures:              write a TSV (id, image-id, caption, objects, picture as base64 or path),
-                                          see docs/data.md, and repeat the commands above
-  the official sizes and recipes:         run_scripts/caption.sh, run_scripts/vqa.sh
+  look at what fairseq-generate printed:  less {out / "results" / "generate-test.txt"}
+  a world that is not easy, or your own:  ofa make-shapes, ofa prepare unify_task; see docs/data.md, docs/prepare.md
+  the official sizes and recipes:         run_scripts/pretrain.sh, run_scripts/caption.sh, run_scripts/vqa.sh
 """
 
 

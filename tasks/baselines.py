@@ -1,4 +1,4 @@
-"""What is scored without looking at a picture: the numbers that every learned result stands beside."""
+"""What is scored without a model: the numbers that every learned result stands beside."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
+from ..data import palette
+from ..data.boxes import LabelledBox
+from .metrics.base import Tally
+from .metrics.boxes import Detected, DetectionAP
 from .metrics.cider import CIDErD
+from .metrics.infilling import CodeAccuracy, Gapped, InfilledAccuracy
 
 MOST_BOXES = 3000  # of the training boxes, for time: each is held against each
 MOST_TIES = 20
@@ -38,9 +44,43 @@ def constant_box(training: np.ndarray, tested: np.ndarray) -> float:
         training: float[N, 4], x0 y0 x1 y1 in pixels; the first `MOST_BOXES` count.
         tested: float[M, 4], likewise.
     """
-    candidates = training[:MOST_BOXES]
-    hits = [int((_overlap(box, candidates) >= 0.5).sum()) for box in candidates]
-    return float((_overlap(candidates[int(np.argmax(hits))], tested) >= 0.5).mean())
+    return float((_overlap(_frequent_box(training), tested) >= 0.5).mean())
+
+
+def constant_object(training: Sequence[Sequence[LabelledBox]], tested: Sequence[Sequence[LabelledBox]]) -> float:
+    """AP@0.5 of one object given for every picture: the most frequent training name in the best of its own boxes."""
+    objects = [one for picture in training for one in picture]
+    name = Counter(one.name for one in objects).most_common(1)[0][0]
+    box = _frequent_box(np.array([one.box for one in objects if one.name == name], float))
+    tally = Tally([DetectionAP()])
+    for reference in tested:
+        tally.add([Detected(tuple(box.tolist()), name, 1.0)], reference)
+    return tally.values()[DetectionAP.name]
+
+
+def surrounding_code(pictures: Sequence[Image.Image], codes: Sequence[Sequence[int]]) -> float:
+    """Share of the palette's codes of a picture's middle that are the most frequent one around it.
+
+    Args:
+        pictures: square, RGB.
+        codes: of the middle of each, which is half as wide and half as high.
+    """
+    tally = Tally([CodeAccuracy()])
+    for picture, right in zip(pictures, codes, strict=True):
+        cells = picture.width // palette.CELL
+        around = np.array(palette.encode(picture, picture.width)).reshape(cells, cells)
+        first, last = cells // 4, -(-3 * cells // 4)  # every cell with a part of the middle is out
+        around[first:last, first:last] = -1
+        tally.add([Counter(around[around >= 0].tolist()).most_common(1)[0][0]] * len(right), right)
+    return tally.values()[CodeAccuracy.name]
+
+
+def another_text(texts: Sequence[Gapped]) -> float:
+    """Share of the removed tokens that the next text has in the same places, as far as the two can be aligned."""
+    tally = Tally([InfilledAccuracy()])
+    for text, other in zip(texts, [*texts[1:], *texts[:1]], strict=True):
+        tally.add(other.tokens, text)
+    return tally.values()[InfilledAccuracy.name]
 
 
 def frequent_caption(training: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -55,6 +95,13 @@ def frequent_caption(training: Sequence[str], references: Sequence[Sequence[str]
     metric.prepare(references)
     scores = [metric.score(caption, told) for caption in captions for told in references]
     return sum(scores) / len(scores)
+
+
+def _frequent_box(boxes: np.ndarray) -> np.ndarray:
+    """The one of float[N, 4] boxes, the first `MOST_BOXES` of them, that overlaps most of these by half."""
+    candidates = boxes[:MOST_BOXES]
+    hits = [int((_overlap(box, candidates) >= 0.5).sum()) for box in candidates]
+    return candidates[int(np.argmax(hits))]
 
 
 def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -63,12 +63,14 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """48 training, 12 validation and 14 test pictures of 64 pixels."""
+    """48 training, 14 validation and 14 test pictures of 64 pixels, each with a caption and a question."""
     from ofa_plugin.data.sentencepiece_training import train_bpe
-    from ofa_plugin.data.shapes import write_world
+    from ofa_plugin.data.world import files
 
     root = tmp_path_factory.mktemp("world")
-    write_world(root, {"train": 48, "valid": 12, "test": 14}, seed=3, side=64)
+    scenes = files.World(rows=3 * 48, held_out=14, seed=3, shapes=(1, 2), side=64, code_side=32)  # a third are captions
+    files.write_world(root, scenes, workers=1, advance=lambda rows: None)
+    (root / "vqa_gen").rename(root / "vqa")
     texts = [root / task / "train.tsv" for task in ("caption", "vqa")]
     train_bpe(root / "bpe", [(text, [2, 3]) for text in texts], vocab_size=350)
     return World(root)

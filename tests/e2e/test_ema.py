@@ -136,7 +136,7 @@ def test_training_validates_the_average_and_so_does_whoever_evaluates_the_checkp
             log=tmp_path / "log",
         )
     ).output
-    assert f"cider = {float(numbers(in_training)[1])} on 12 rows" in generated
+    assert f"cider = {float(numbers(in_training)[1])} on 14 rows" in generated
 
 
 def test_stock_evaluates_the_last_weights(world, averaged, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def test_questions_are_answered_as_in_generation(world, answerer, pictures, tmp_
         scores = [item[2] for item in here]
         assert scores == pytest.approx([item[2] for item in there], abs=1e-4)
         assert max(scores[::5]) - min(scores[::5]) > 1e-2  # rows differ by more than what passes for equal
-    answers = set((world.root / "vqa" / "answers.txt").read_text().split())
+    answers = set((world.root / "vqa" / "answers.txt").read_text().splitlines())
     assert {text.strip() for _, text, _ in hypotheses(spoken, "D")} <= answers
     assert len(re.findall(r"^P-\d+\t-", spoken.output, re.M)) == 5 * len(asked)
 

@@ -133,7 +133,7 @@ def validated(output: str) -> tuple[float, float]:
 
 
 def test_a_checkpoint_validates_to_the_same_numbers_on_one_rank_and_on_two(world, trained, tmp_path):
-    """12 rows in batches of 5: the ranks have two and one of them. Both have the statistics that were saved."""
+    """14 rows in batches of 5: the ranks have two and one of them. Both have the statistics that were saved."""
     save, in_training = trained
     flags = ("validate", world.root / "caption", *world.flags("caption")[1:3], "--task", "caption", "--cpu")
     flags += ("--path", save / "checkpoint_last.pt", "--batch-size", 5, "--num-workers", 0, "--log-format", "json")
