@@ -168,7 +168,8 @@ class VisionLanguageBuilder(BoxReader, Builder):
         if box is not None:
             return *augment.object_center_crop(resized.image, resized.boxes, size), resized.scale
         cropped, boxes = augment.center_crop(resized.image, resized.boxes, size)
-        return augment.rand_augment(cropped, draw), boxes, resized.scale
+        view = cropped if self.cfg.no_rand_augment else augment.rand_augment(cropped, draw)
+        return view, boxes, resized.scale
 
     def _of_caption(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
         cfg = self.cfg
@@ -325,6 +326,10 @@ class PretrainConfig(OFATaskConfig):
     poisson_lambda: Optional[float] = field(default=None, metadata={"help": "mean words of a removed span (3.0)"})
     replace_length: Optional[int] = field(
         default=None, metadata={"help": "masks for a removed span: 1 (default), 0, or -1 for one each token"}
+    )
+    no_rand_augment: bool = field(
+        default=False,
+        metadata={"help": "leave RandAugment out, by which pictures are turned, sheared and recoloured in training"},
     )
     pretrain_seed: Optional[int] = field(default=None, metadata={"help": "seed of the data (that of --seed)"})
     instruction: Optional[str] = field(

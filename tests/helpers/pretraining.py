@@ -81,7 +81,7 @@ _MAKERS = {"c": caption_row, "q": question_row, "r": region_row}
 
 def configuration(**given: Any) -> Any:
     """A resolved configuration of pretraining as far as builders read it, with small pictures."""
-    small = {"patch_image_size": SIDE, "code_image_size": HALF}
+    small = {"patch_image_size": SIDE, "code_image_size": HALF, "no_rand_augment": False}
     return settings(**{**PRETRAIN_DEFAULTS, **small, **given})
 
 

@@ -322,6 +322,16 @@ def test_rows_draw_for_themselves_in_every_epoch_and_evaluation_never_changes(wo
     assert [seen(again.datasets["valid"], index) for index in range(len(valid))] == before
 
 
+def test_rand_augment_can_be_left_out(make, monkeypatch):
+    monkeypatch.setattr("ofa_plugin.data.augment.draw_side", lambda draw, size: (size, 2 * size))
+
+    def pictures(**given):
+        builder = make([caption_row()], "caption", **given)
+        return {examples(builder, seed)[0].image.numpy().tobytes() for seed in range(12)}
+
+    assert len(pictures()) > 3 and len(pictures(no_rand_augment=True)) == 1
+
+
 def test_files_of_one_run_draw_differently(world, tmp_path):
     """Row 0 of one file and row 0 of another do not share their random numbers."""
     data = write_data(tmp_path / "data")
