@@ -230,6 +230,7 @@ class OFATask(Interactive, FairseqTask):
 
         What was decided is written back into the run's configuration, so that its checkpoints remember it.
         """
+        compat.checkpoint_checks.pop("vocabulary", None)  # of another task in this process
         saved = saved_task_config(cfg.path) if cfg.path else {}
         defaults = {**DEFAULTS, **cls.defaults}
         for name in cfg:

@@ -70,7 +70,8 @@ def test_a_recipe_and_its_script_are_one_configuration(configuration, name):
     of_shell = of_script(configuration, name, GPUS="0" if name.endswith("nano") else "1")
     of_yaml = of_recipe(configuration, name)
     for cfg in (of_shell, of_yaml):
-        cfg["checkpoint"]["save_dir"] = Path(cfg["checkpoint"]["save_dir"]).name  # there whole, here from the folder
+        for part in ("checkpoint", "task"):
+            cfg[part]["save_dir"] = Path(cfg[part]["save_dir"]).name  # there whole, here from the folder
     assert of_yaml["common"].pop("reset_logging") and not of_shell["common"].pop("reset_logging")
     parts = ("common", "dataset", "optimization", "checkpoint", "distributed_training", "ema")
     for part in (*parts, "task", "model", "criterion", "optimizer", "lr_scheduler"):

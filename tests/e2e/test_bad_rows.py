@@ -179,7 +179,6 @@ def test_captioning_treats_bad_rows_alike(world, captioner, tmp_path):
     ok(generate("rest", "good"))
     rest = json.loads((tmp_path / "rest" / "good_predict.json").read_text())
     assert [entry for entry in entries if "error" not in entry] == rest
-    assert json.loads((tmp_path / "rest" / "good_scores.json").read_text())["cider"] == scores["cider"]
 
 
 def test_captioning_leaves_a_few_bad_rows_out_of_training(world, tmp_path):
