@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -69,13 +69,12 @@ class ConstrainedEnsemble(EnsembleModel):
         span: tuple[int, int] | None = None,
         codes: bool = False,
     ):
-        super().__init__([MaskedModel(model, eos, span, codes) for model in models])
+        super().__init__([MaskedModel(model, pad, eos, span, codes) for model in models])
         # Stock asks for the decoder's type, which a `CodeDecoder` hides: 256 codes would be computed anew at each step
         self.has_incremental = all(isinstance(getattr(m, "decoder", None), FairseqIncrementalDecoder) for m in models)
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
-        self.followers: dict[tuple[int, ...], Tensor] = {}  # what may follow each answer prefix met so far
-        self.end = torch.tensor([] if trie is None else [trie.eos], dtype=torch.int64)
+        self.prompts = (0, 0)  # tokens of the batch's shortest and longest prompt
 
     def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
         """Stock encoding; the last element of the list is ours."""
@@ -83,7 +82,9 @@ class ConstrainedEnsemble(EnsembleModel):
         inputs = {key: value for key, value in net_input.items() if key != "prefix_tokens"}
         sentence = torch.arange(len(net_input["src_tokens"]), device=net_input["src_tokens"].device)
         length = torch.zeros_like(sentence) if prompts is None else prompts.ne(self.pad).sum(dim=1)
-        return [*super().forward_encoder(inputs), {"sentence": [sentence], "prompt_length": [length]}]
+        self.prompts = (0, 0) if prompts is None else (int(length.min()), int(length.max()))
+        rows = {"sentence": [sentence], "prompt_length": [length], "node": [torch.zeros_like(sentence)]}
+        return [*super().forward_encoder(inputs), rows]
 
     def reorder_encoder_out(
         self, encoder_outs: list[dict[str, list[Tensor]]], new_order: Tensor
@@ -108,9 +109,9 @@ class ConstrainedEnsemble(EnsembleModel):
         step = torch.arange(tokens.size(1), device=tokens.device)
         stand_in = tokens.eq(self.bos) & (step > 0) & (step <= rows["prompt_length"][0].unsqueeze(1))
         tokens = tokens.masked_fill(stand_in, self.eos)
-        mask = None if self.trie is None else self.allowed(tokens, rows["prompt_length"][0])
+        allowed = None if self.trie is None else self.allowed(tokens, rows)
         for model in self.models:
-            model.mask = mask
+            model.allowed = allowed
         try:
             log_probs, attention = super().forward_decoder(tokens, encoder_outs, incremental_states, temperature)
             if self.limits is not None:
@@ -123,39 +124,35 @@ class ConstrainedEnsemble(EnsembleModel):
             sentences = sorted(set(rows["sentence"][0][error.bad].tolist()))
             raise NonFiniteLogits(tokens.size(1) - 1, sentences) from None
 
-    def allowed(self, tokens: Tensor, prompt_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What may come next.
+    def allowed(self, tokens: Tensor, rows: dict[str, list[Tensor]]) -> Allowed:
+        """What may come next; moves the rows' nodes on by the last token.
 
         Args:
             tokens: int64[R, 1 + step], generated so far, the first of them the start symbol whatever it is.
-            prompt_length: int64[R].
-
-        Returns:
-            int64[M] rows and int64[M] tokens, the allowed pairs; int64[N] the rows still inside their prompt.
+            rows: what the rows carry.
         """
-        step = tokens.size(1) - 1
-        free, owners, followers = [], [], []
-        for row, (generated, prompt) in enumerate(zip(tokens.tolist(), prompt_length.tolist(), strict=True)):
-            if step < prompt:
-                free.append(row)
-                continue
-            prefix = (self.trie.bos, *generated[1 + prompt :])
-            owners.append(row)
-            followers.append(self.after(prefix))
-        counts = torch.tensor([len(follower) for follower in followers], dtype=torch.int64)
-        pair_rows = torch.tensor(owners, dtype=torch.int64).repeat_interleave(counts)
-        pair_tokens = torch.cat(followers) if followers else pair_rows
-        inside = torch.tensor(free, dtype=torch.int64)
-        return pair_rows.to(tokens.device), pair_tokens.to(tokens.device), inside.to(tokens.device)
+        step, (shortest, longest) = tokens.size(1) - 1, self.prompts
+        if step == longest == 0:  # all beams of a sentence are still one, and all sentences stand at the root
+            return Allowed(*self.trie.followers(rows["node"][0][:1]), None)
+        answered = step - rows["prompt_length"][0]  # [R]
+        moved = self.trie.step(rows["node"][0], tokens[:, -1])
+        rows["node"] = [torch.where(answered > 0, moved, 0)]
+        inside = answered < 0 if step < longest else None
+        return Allowed(*self.trie.followers(rows["node"][0], max(0, step - longest)), inside)
 
-    def after(self, prefix: tuple[int, ...]) -> Tensor:
-        """int64[N], what may follow `prefix`; remembered for prefixes of answers, which are few, but for no others."""
-        if prefix not in self.followers:
-            tokens = self.trie.next_tokens(prefix)
-            if tokens == [self.trie.eos]:
-                return self.end
-            self.followers[prefix] = torch.tensor(tokens, dtype=torch.int64)
-        return self.followers[prefix]
+
+class Allowed(NamedTuple):
+    """What R rows may generate, in at most W ways.
+
+    Attributes:
+        tokens: int64[R, W], or int64[1, W] where it is the same for all.
+        there: bool[R or 1, W], whether there is such a token.
+        inside: bool[R], the rows still inside their prompt, which may generate anything; None: there are none.
+    """
+
+    tokens: Tensor
+    there: Tensor
+    inside: Tensor | None
 
 
 class CodeDecoder:
@@ -179,10 +176,10 @@ class CodeDecoder:
 class MaskedModel(nn.Module):
     """One model of the ensemble, with the mask laid on its logits just before they are normalised."""
 
-    def __init__(self, model: nn.Module, eos: int = 2, span: tuple[int, int] | None = None, codes: bool = False):
+    def __init__(self, model: nn.Module, pad: int, eos: int, span: tuple[int, int] | None = None, codes: bool = False):
         super().__init__()
-        self.model, self.eos, self.span, self.codes = model, eos, span, codes
-        self.mask: tuple[Tensor, Tensor, Tensor] | None = None
+        self.model, self.pad, self.eos, self.span, self.codes = model, pad, eos, span, codes
+        self.allowed: Allowed | None = None
 
     def __getattr__(self, name: str) -> Any:
         """Everything else (encoder, decoder, max_decoder_positions) is the wrapped model's."""
@@ -202,7 +199,7 @@ class MaskedModel(nn.Module):
         Raises:
             BadRows: a row holds NaN or infinity.
         """
-        logits = net_output[0]
+        logits, impossible = net_output[0], -math.inf if log_probs else 0.0
         finite = logits.amax(dim=(1, 2)) < math.inf  # NaN and +inf both survive a maximum, and neither is less
         if not bool(finite.all()):
             raise BadRows((~finite).nonzero().squeeze(1))
@@ -211,13 +208,18 @@ class MaskedModel(nn.Module):
             masked = torch.full_like(logits, -math.inf)
             masked[..., start:end], masked[..., self.eos] = logits[..., start:end], logits[..., self.eos]
             logits = masked
-        if self.mask is not None:
-            rows, tokens, free = self.mask
-            masked = torch.full_like(logits, -math.inf)
-            masked[rows, 0, tokens] = logits[rows, 0, tokens]
-            masked[free] = logits[free]
-            logits = masked  # a finished row is -inf throughout, NaN once normalised, and stock makes that -inf again
-        return self.model.get_normalized_probs((logits, *net_output[1:]), log_probs, sample)
+        if self.allowed is None:
+            return self.model.get_normalized_probs((logits, *net_output[1:]), log_probs, sample)
+        tokens, there, inside = self.allowed
+        chosen = logits[:, 0].gather(1, tokens.expand(len(logits), -1)).masked_fill(~there, -math.inf)
+        chosen = self.model.get_normalized_probs((chosen, *net_output[1:]), log_probs, sample)
+        chosen = chosen.masked_fill(~there, impossible)  # NaN where a finished row has no way on
+        probs = chosen.new_full((len(logits), logits.size(2)), impossible)
+        probs.scatter_(1, tokens.masked_fill(~there, self.pad).expand(len(logits), -1), chosen)
+        if inside is not None:
+            free = self.model.get_normalized_probs((logits[:, 0], *net_output[1:]), log_probs, sample)
+            probs = torch.where(inside.unsqueeze(1), free, probs)
+        return probs.unsqueeze(1)
 
 
 class BadRows(Exception):

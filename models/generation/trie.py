@@ -1,59 +1,78 @@
-"""A closed set of answers as a prefix tree: which tokens may follow what was generated so far."""
+"""A closed set of answers as a prefix tree in arrays: which tokens may follow what was generated so far."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
-Node = dict[int, "Node"]
+import numpy as np
+import torch
+from torch import Tensor
+
+TOKEN_BITS = 31  # of a key; node numbers stand above them
 
 
 class Trie:
     """Answers between bos and eos, each token a step down the tree.
 
-    `next_tokens` agrees with the official utils/trie.py on every prefix, including unknown ones.
+    Nodes are numbered level by level from the root, 0. The edges out of a node stand together, by token, in the order
+    of the nodes, so edge e leads to node e + 1, and one search in the sorted `keys` finds a step from any node. One node
+    more, `lost`, is where a path lands that no answer takes: only eos follows it, as in the official utils/trie.py.
 
     Args:
-        bos: id every path starts with.
-        eos: id every path ends with.
+        keys: int64[E], node << 31 | token of every edge, ascending.
+        ends: int64[A], the node in which each answer ends, in the order in which they were given.
+        bos, eos: ids every path starts and ends with.
+
+    Attributes:
+        first: int64[E + 3], the number of edges that stand before those of each node.
+        widest: for each level, the most edges of a node there or below.
     """
 
-    def __init__(self, bos: int = 0, eos: int = 2):
+    def __init__(self, keys: Tensor, ends: Tensor, bos: int = 0, eos: int = 2):
         self.bos, self.eos = bos, eos
-        self.root: Node = {}
-        self.size = 0
-        self.min_length, self.max_length = 0, 0  # shortest and longest answer in tokens, eos included
+        self.lost = len(keys) + 1
+        self.keys = torch.cat([keys, torch.tensor([self.lost << TOKEN_BITS | eos])])
+        self.ends = ends
+        nodes = torch.arange(self.lost + 2, dtype=torch.int64)
+        self.first = torch.searchsorted(self.keys, nodes << TOKEN_BITS)
+        counts = self.first.diff()
+        levels = self._levels()
+        self.widest = [int(counts[start:].max()) for start in levels]
+        lengths = torch.bucketize(ends, torch.tensor(levels), right=True) - 1  # an answer's level is its length
+        self.min_length, self.max_length = int(lengths.min()), int(lengths.max())
+        self.size = len(ends.unique())
+        self._elsewhere: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_answers(cls, answers: Iterable[Sequence[int]], bos: int = 0, eos: int = 2) -> Trie:
-        """A trie of answers given as token ids without bos and eos.
+        """A trie of answers given as token ids without bos and eos; one that is given again is the same path.
+
+        Level by level, so that a million answers need a few arrays of their number and no more.
 
         Raises:
             ValueError: there is no answer, or one of them is empty.
         """
-        trie = cls(bos, eos)
-        for answer in answers:
-            trie.insert(answer)
-        if not trie.size:
+        answers = answers if isinstance(answers, Sequence) else list(answers)
+        lengths = np.fromiter(map(len, answers), np.int32, len(answers))
+        if not len(lengths):
             raise ValueError("the answer set is empty")
-        return trie
-
-    def insert(self, answer: Sequence[int]) -> None:
-        """Adds one answer, given without bos and eos; adding it again changes nothing.
-
-        Raises:
-            ValueError: the answer has no tokens.
-        """
-        if not len(answer):
-            raise ValueError("an answer has no tokens")
-        node = self.root
-        for token in [*(int(token) for token in answer), self.eos]:
-            new = token not in node
-            node = node.setdefault(token, {})
-        if new:
-            length = len(answer) + 1
-            self.min_length = min(self.min_length, length) if self.size else length
-            self.max_length = max(self.max_length, length)
-            self.size += 1
+        if not lengths.min():
+            raise ValueError(f"answer {int(lengths.argmin()) + 1} of {len(lengths)} has no tokens")
+        tokens = np.fromiter(chain.from_iterable(answers), np.int32, int(lengths.sum(dtype=np.int64)))
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        open_answers, node = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
+        ends, edges, nodes = np.empty(len(lengths), np.int64), [], 1
+        for level in range(int(lengths.max()) + 1):
+            over = lengths[open_answers] == level
+            at = np.where(over, 0, starts[open_answers] + level)
+            found, which = np.unique(node << TOKEN_BITS | np.where(over, eos, tokens[at]), return_inverse=True)
+            edges.append(found)
+            node = nodes + which
+            nodes += len(found)
+            ends[open_answers[over]] = node[over]
+            open_answers, node = open_answers[~over], node[~over]
+        return cls(torch.from_numpy(np.concatenate(edges)), torch.from_numpy(ends), bos, eos)
 
     def __len__(self) -> int:
         """Number of different answers."""
@@ -68,12 +87,7 @@ class Trie:
             return [self.bos]
         if prefix[0] != self.bos:
             return [self.eos]
-        node = self.root
-        for token in prefix[1:]:
-            if token not in node:
-                return [self.eos]
-            node = node[token]
-        return sorted(node)
+        return self._followers(self._walk(prefix[1:])[-1])
 
     def allowed(self, target: Sequence[int]) -> list[list[int]]:
         """Ids admissible at each position of a target (an answer with its eos): what the loss normalises over.
@@ -81,12 +95,71 @@ class Trie:
         Raises:
             ValueError: the target is not an answer of this set.
         """
-        node, allowed = self.root, []
-        for token in target:
-            if token not in node:
-                raise ValueError(f"token {token} at position {len(allowed)} continues no answer of the set")
-            allowed.append(sorted(node))
-            node = node[token]
-        if node or not allowed:
+        nodes = self._walk(target)
+        if self.lost in nodes:
+            position = nodes.index(self.lost) - 1
+            raise ValueError(f"token {target[position]} at position {position} continues no answer of the set")
+        allowed = [self._followers(node) for node in nodes]
+        if allowed.pop() or not allowed:
             raise ValueError("the target ends in the middle of an answer of the set")
         return allowed
+
+    def step(self, nodes: Tensor, tokens: Tensor) -> Tensor:
+        """The nodes that one token more leads to.
+
+        Args:
+            nodes, tokens: int64[R] on any device.
+
+        Returns:
+            int64[R]; `lost` where no answer goes that way.
+        """
+        keys, _ = self._on(nodes.device)
+        wanted = nodes << TOKEN_BITS | tokens
+        edges = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+        return torch.where(keys[edges] == wanted, edges + 1, self.lost)
+
+    def followers(self, nodes: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
+        """What may come next, in as many columns as the widest of the nodes needs.
+
+        On a GPU, where to ask for that number would be to wait, they are as many as any node has from `level` on.
+
+        Args:
+            nodes: int64[R].
+            level: the least that any of them stands on.
+
+        Returns:
+            int64[R, W] tokens, ascending, and bool[R, W], whether there is one; 0 where there is none.
+        """
+        keys, first = self._on(nodes.device)
+        starts = first[nodes]
+        counts = first[nodes + 1] - starts
+        bound = self.widest[min(level, len(self.widest) - 1)]
+        width = max(int(counts.max()), 1) if nodes.device.type == "cpu" else bound
+        columns = torch.arange(width, device=nodes.device)
+        there = columns < counts.unsqueeze(1)
+        edges = torch.where(there, starts.unsqueeze(1) + columns, 0)
+        return torch.where(there, keys[edges] & (1 << TOKEN_BITS) - 1, 0), there
+
+    def _levels(self) -> list[int]:
+        """The first node of each level; those of level n + 1 are behind the edges of those of level n."""
+        levels = [0, 1]
+        while levels[-1] < self.lost:
+            levels.append(int(self.first[levels[-1]]) + 1)
+        return levels[:-1]
+
+    def _walk(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes along a path from the root, the root included."""
+        nodes = [0]
+        for token in tokens:
+            nodes.append(int(self.step(torch.tensor(nodes[-1:]), torch.tensor([int(token)]))))
+        return nodes
+
+    def _followers(self, node: int) -> list[int]:
+        edges = self.keys[int(self.first[node]) : int(self.first[node + 1])]
+        return (edges & (1 << TOKEN_BITS) - 1).tolist()
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`keys` and `first` there; they are sent once."""
+        if device not in self._elsewhere:
+            self._elsewhere[device] = self.keys.to(device), self.first.to(device)
+        return self._elsewhere[device]

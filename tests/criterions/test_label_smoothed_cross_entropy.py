@@ -373,8 +373,10 @@ def test_the_loss_of_a_mixture_is_the_sum_of_share_times_mean(options):
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_the_sums_of_the_kinds_add_up_to_the_whole(options):
     model, criterion = Given(GOLDEN["logits"]), build(**{"report_accuracy": True, **options})
-    log = criterion(model, mixed(), update_num=9)[2]
-    parts = [criterion(model, part, update_num=9)[2] for part in mixed()["parts"].values()]
+    sample = mixed()
+    sample["parts"]["v2"].pop("conf")  # the loss of a kind is before weights
+    log = criterion(model, sample, update_num=9)[2]
+    parts = [criterion(model, part, update_num=9)[2] for part in sample["parts"].values()]
     for key, whole in {"loss": "loss", "sample_size": "nscored", "n_correct": "n_correct"}.items():
         summed = sum(float(log[f"{key}_{kind}"]) for kind in KINDS)
         assert summed == pytest.approx(sum(float(part[whole]) for part in parts), rel=1e-5), key
@@ -390,6 +392,7 @@ def test_each_kind_is_told_its_own_rows():
     log = criterion(model, mixed())[2]
     for part, row, kind in (("v1", 0, "caption"), ("v2", 1, "vqa")):  # each in one row only
         whole = mixed()["parts"][part]
+        whole.pop("conf", None)
         target = whole["target"].clone()
         target[1 - row] = PAD
         alone = criterion(model, {**whole, "target": target})[2]
@@ -419,6 +422,16 @@ def test_a_kind_that_is_absent_has_nothing():
     for key in ("loss", "sample_size", "n_correct", "nsentences"):
         assert float(log[f"{key}_caption"]) == float(log[f"{key}_matching"]) == 0
     assert float(log["loss_vqa"]) == pytest.approx(float(log["loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, RDROP, {"label_smoothing": 0.1}], ids=str)
+def test_the_loss_of_a_kind_does_not_show_what_its_rows_weigh(options):
+    model, criterion = Given(GOLDEN["logits"]), build(**options)
+    plain, weighted = (
+        criterion(model, of_kinds([1, 0], **conf))[2] for conf in ({}, {"conf": torch.tensor([4.0, 0.0])})
+    )
+    assert float(weighted["loss_vqa"]) == pytest.approx(float(plain["loss_vqa"]), rel=1e-6)
+    assert float(weighted["loss_caption"]) == 0 and float(weighted["loss"]) != pytest.approx(float(plain["loss"]))
 
 
 def test_dropped_tokens_count_for_no_kind():

@@ -73,7 +73,6 @@ def test_every_output_of_every_model_is_an_answer_of_the_set(normalise):
             assert found and set(found) <= answers, (seed, beam, found)
             assert len(found) == len(set(found)) == min(beam, len(answers))
             assert all(h["tokens"][-1] == 2 and math.isfinite(h["score"]) for h in hypotheses)
-        assert len(generator.model.followers) <= 12  # the trie's nodes: hopeless beams leave nothing behind
 
 
 def test_diverse_groups_stay_in_the_set():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from ofa_plugin.models.generation import Trie
 
@@ -31,10 +33,10 @@ def test_trie_offers_only_inserted_continuations():
 
 def test_lengths_count_eos_and_answers_count_once(trie):
     assert (len(trie), trie.min_length, trie.max_length) == (5, 2, 4)
-    trie.insert([10])
-    assert len(trie) == 5
-    trie.insert([20, 21, 22, 23])
-    assert (len(trie), trie.max_length) == (6, 5)
+    words = [word[1:-1] for word in FIXTURE["words"]]
+    more = Trie.from_answers([*words, words[0], [20, 21, 22, 23]], eos=FIXTURE["eos"])
+    assert (len(more), more.max_length, len(more.ends)) == (6, 5, len(words) + 2)
+    assert more.ends[0] == more.ends[len(words)]
 
 
 def test_allowed_lists_what_each_target_position_is_normalised_over(trie):
@@ -54,6 +56,39 @@ def test_allowed_lists_what_each_target_position_is_normalised_over(trie):
 def test_a_target_outside_the_set_is_refused(trie, target, message):
     with pytest.raises(ValueError, match=message):
         trie.allowed(target)
+
+
+def plain(answers, prefix) -> list[int]:
+    """What may follow a prefix, from the list itself."""
+    paths = [[*answer, 2] for answer in answers]
+    return sorted({path[len(prefix)] for path in paths if path[: len(prefix)] == prefix and len(path) > len(prefix)})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_arrays_say_what_the_list_says(seed):
+    draw = random.Random(seed)
+    answers = [[draw.randint(4, 4 + seed) for _ in range(draw.randint(1, 5))] for _ in range(draw.randint(1, 60))]
+    trie = Trie.from_answers(answers)
+    assert len(trie) == len({tuple(answer) for answer in answers})
+    nodes = torch.zeros(len(answers), dtype=torch.int64)
+    for level in range(7):
+        prefixes = [[*answer, 2][:level] for answer in answers]
+        tokens, there = trie.followers(nodes, level)
+        found = [row[kept].tolist() for row, kept in zip(tokens, there, strict=True)]
+        over = [len(prefix) < level for prefix in prefixes]
+        expected = [[2] if lost else plain(answers, prefix) for lost, prefix in zip(over, prefixes, strict=True)]
+        assert found == expected
+        assert tokens.shape[1] <= max(trie.widest[min(level, len(trie.widest) - 1)], 1)
+        steps = torch.tensor([([*answer, 2] + [9] * 8)[level] for answer in answers])
+        nodes = trie.step(nodes, steps)
+        assert ((nodes == trie.ends) == torch.tensor([len(answer) == level for answer in answers])).all()
+
+
+def test_a_path_that_no_answer_takes_stays_lost():
+    trie = Trie.from_answers([[5, 6], [7]])
+    nodes = trie.step(torch.tensor([0, 0, trie.lost, int(trie.ends[1])]), torch.tensor([6, 7, 5, 2]))
+    assert (nodes == trie.lost).tolist() == [True, False, True, True]
+    assert trie.followers(nodes[:1])[0].tolist() == [[2]]
 
 
 def test_an_empty_answer_or_set_is_refused():
