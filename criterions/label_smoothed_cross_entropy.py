@@ -177,7 +177,7 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         losses = (1 - self.cfg.label_smoothing - spread_share) * nll - spread_share * scores.total * weight
         kept = self.kept(losses.detach(), update_num)
         if kept is not None:
-            losses, nll, rows = losses[kept], nll[kept], rows[kept]
+            losses, nll, rows, weight = losses[kept], nll[kept], rows[kept], weight[kept]
             scores = TokenScores(*(column[kept] for column in scores))
         losses = losses + scores.extra
 
@@ -193,7 +193,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         if self.cfg.report_accuracy:
             log |= {"n_correct": (scores.target >= scores.best).sum(), "n_ranked": scored}
         if "kind_names" in sample:
-            log |= by_kind(sample["kinds"], sample["kind_names"], rows, losses.detach(), scores)
+            plain = torch.where(weight > 0, losses.detach() / weight, 0)  # what weighs more is not harder
+            log |= by_kind(sample["kinds"], sample["kind_names"], rows, plain, scores)
         return losses, log
 
     def scored_positions(self, target: Tensor) -> Tensor:
@@ -311,7 +312,7 @@ def by_kind(
         kinds: int64[B], each row's kind as an index into `names`.
         names: K of them, the same in every batch of a run.
         rows: int64[N], the row of each token.
-        losses, scores: float[N] of these tokens.
+        losses, scores: float[N] of these tokens; the losses before confidences and weights.
     """
 
     def summed(values: Tensor, of: Tensor) -> Tensor:
