@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .candidates import AllCandidateGenerator, AllCandidateScorer
 from .constraints import ConstrainedEnsemble, ConstrainedGenerator, NonFiniteLogits, build_ensemble
 from .trie import Trie
 
-__all__ = ["ConstrainedEnsemble", "ConstrainedGenerator", "NonFiniteLogits", "Trie", "build_ensemble"]
+__all__ = ["AllCandidateGenerator", "AllCandidateScorer", "ConstrainedEnsemble", "ConstrainedGenerator", "NonFiniteLogits", "Trie", "build_ensemble"]

@@ -37,7 +37,7 @@ class Trie:
         nodes = torch.arange(self.lost + 2, dtype=torch.int64)
         self.first = torch.searchsorted(self.keys, nodes << TOKEN_BITS)
         counts = self.first.diff()
-        levels = self._levels()
+        levels = self.levels()
         self.widest = [int(counts[start:].max()) for start in levels]
         lengths = torch.bucketize(ends, torch.tensor(levels), right=True) - 1  # an answer's level is its length
         self.min_length, self.max_length = int(lengths.min()), int(lengths.max())
@@ -140,8 +140,8 @@ class Trie:
         edges = torch.where(there, starts.unsqueeze(1) + columns, 0)
         return torch.where(there, keys[edges] & (1 << TOKEN_BITS) - 1, 0), there
 
-    def _levels(self) -> list[int]:
-        """The first node of each level; those of level n + 1 are behind the edges of those of level n."""
+    def levels(self) -> list[int]:
+        """The first node of each level, the root's first; those of level n + 1 are behind the edges of those of level n."""
         levels = [0, 1]
         while levels[-1] < self.lost:
             levels.append(int(self.first[levels[-1]]) + 1)

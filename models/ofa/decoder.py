@@ -142,12 +142,7 @@ class Decoder(FairseqIncrementalDecoder):
             alignment_layer %= len(self.layers)
 
         modes = self._modes(prev_output_tokens, code_masks, encoder_out, cache, start, full_context_alignment)
-        x = self.embed_tokens(prev_output_tokens[:, start:])
-        if self.entangle:
-            x = x + _by_row([mode.positions for mode in modes], code_masks)
-        x = _by_row([mode.norm(x) for mode in modes], code_masks)
-        x = F.dropout(x, self.dropout, self.training)
-
+        x = self._embed(prev_output_tokens[:, start:], modes, code_masks)
         padding = _mask(prev_output_tokens.eq(self.padding_idx), x)
         cross_bias = _by_row([mode.cross for mode in modes], code_masks)
         source_padding = _mask(encoder_out["encoder_padding_mask"][0], x)
@@ -167,6 +162,44 @@ class Decoder(FairseqIncrementalDecoder):
             "attn": [attention],
             "inner_states": [state.transpose(0, 1) for state in inner_states],
         }
+
+    def _embed(self, tokens: Tensor, modes: list[Mode], code_masks: Tensor | None) -> Tensor:
+        """float[B, T, D], the first layer's input."""
+        x = self.embed_tokens(tokens)
+        if self.entangle:
+            x = x + _by_row([mode.positions for mode in modes], code_masks)
+        x = _by_row([mode.norm(x) for mode in modes], code_masks)
+        return F.dropout(x, self.dropout, self.training)
+
+    def tree(self, tokens: Tensor, places: Tensor, sees: Tensor, encoder_out: dict[str, list[Tensor]]) -> Tensor:
+        """The states of tokens that continue one another as a tree does, all of them text.
+
+        Args:
+            tokens: int64[B, T].
+            places: int64[T], the position in its target at which each of them stands, from 0.
+            sees: bool[T, T], which tokens (columns) each of them follows; itself always.
+            encoder_out: of B sentences.
+
+        Returns:
+            float[B, T, D], in front of the output matrix.
+
+        Raises:
+            UserError: more positions than the model has.
+        """
+        [mode] = self._modes(tokens.new_zeros(1, int(places.max()) + 1), None, encoder_out, None, 0, True)
+        absolute = mode.absolute[:, :, places[:, None], places].masked_fill(~sees, -torch.inf)  # [1, H, T, T]
+        mode = mode._replace(
+            positions=mode.positions[:, places],
+            absolute=absolute,
+            cross=mode.cross[:, :, places],
+            buckets=mode.buckets[places[:, None], places],
+        )
+        x = self._embed(tokens, [mode], None)
+        source = encoder_out["encoder_out"][0].transpose(0, 1)
+        rest = (mode.cross, None, _mask(encoder_out["encoder_padding_mask"][0], x))
+        for number in range(len(self.layers)):
+            x, _ = self._layer(number, x, source, [mode], None, *rest)
+        return self.layer_norm(x)
 
     def output_layer(self, features: Tensor) -> Tensor:
         """float[..., D] to logits float[..., V]."""
