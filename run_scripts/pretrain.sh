@@ -18,8 +18,9 @@ LARGE=(--lr 1e-4 --max-epoch 50 --warmup-ratio 0.01 --clip-norm 5.0 --patch-imag
 
 case $SIZE in
   nano) # for `ofa make-shapes`; answers of two tokens would weigh little beside captions of twenty
-    TOTAL=32 EACH=16 RECIPE=(--lr 8e-4 --max-update 3200 --warmup-ratio 0.02 --dropout 0 --patch-image-size 128 --max-image-size 128
-      --code-image-size 64 --no-rand-augment --kind-weights 'vqa=4,matching=2,grounding=2,region_caption=2')
+    TOTAL=32 EACH=16 RECIPE=(--lr 1e-3 --max-update 3200 --warmup-ratio 0.03 --adam-betas '(0.9,0.98)' --dropout 0
+      --patch-image-size 128 --max-image-size 128 --code-image-size 64 --no-rand-augment --mixture 8:1:1:1
+      --kind-weights 'vqa=4,matching=2,grounding=2,region_caption=2')
     ;;
   *) TOTAL=8 EACH=8 RECIPE=("${LARGE[@]}") ;;
 esac

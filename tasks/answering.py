@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Optional
 
 import numpy as np
 import torch
+from fairseq.dataclass.configs import GenerationConfig
+from torch import nn
 
 from ..data.answers import parse_answer_json, read_answers
 from ..data.builder import Builder, Row
@@ -17,10 +19,15 @@ from ..data.example import Example
 from ..data.image import PictureLoader
 from ..data.tsv import TSVStore
 from ..errors import UserError
+from ..models.generation.candidates import AllCandidateGenerator
 from ..models.generation.trie import Trie
 from .base import OFATask, OFATaskConfig
 
 PROMPT_TYPES = ("none", "src", "prev_output")
+INFERENCE_TYPES = ("allcand", "beamsearch")
+MOST_CANDIDATES = 4000  # answers that are all scored unless told otherwise: the cost grows with their number
+ONLY_SEARCHED = ("sampling", "diverse_beam_groups", "diversity_rate", "lm_path", "prefix_size")
+"""Settings of generation that mean nothing where every answer is scored."""
 
 
 @dataclass
@@ -36,6 +43,13 @@ class AnsweringConfig(OFATaskConfig):
     prompt_type: Optional[str] = field(
         default=None,
         metadata={"help": "what the decoder is given first: none (default), src, or prev_output (src without eos)"},
+    )
+    val_inference_type: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "how the answer is found: allcand scores every answer, beamsearch follows the likeliest "
+            "(default: allcand where there are at most 4000 answers)"
+        },
     )
     answers: Optional[str] = field(default=None, metadata={"help": "JSON list that a checkpoint carries"})
 
@@ -148,6 +162,8 @@ class AnsweringTask(OFATask):
         cfg.prompt_type = cfg.prompt_type or "none"
         if cfg.prompt_type not in PROMPT_TYPES:
             raise UserError(f"--prompt-type {cfg.prompt_type}: one of {', '.join(PROMPT_TYPES)}")
+        if cfg.val_inference_type not in (None, *INFERENCE_TYPES):
+            raise UserError(f"--val-inference-type {cfg.val_inference_type}: one of {', '.join(INFERENCE_TYPES)}")
         self.answer_set = None if self.free() else self._read_answer_set()
         cfg.ans2label_file = cfg.ans2label_dict = None  # a checkpoint needs no file beside it
         cfg.answers = None
@@ -181,6 +197,27 @@ class AnsweringTask(OFATask):
         paths = [self.codec.encode(f" {answer}", cfg.max_tgt_length).tolist() for answer in self._answers]
         trie = Trie.from_answers(paths, bos=self.codec.bos, eos=self.codec.eos)
         return AnswerSet(frozenset(self._answers), trie, cfg.ans2label_file or "the answer set")
+
+    def _make_generator(
+        self, models: list[nn.Module], given: Any = None, seq_gen_cls: Any = None, *stock: Any, kind: str = ""
+    ) -> Any:
+        """Scores all candidates, or searches as stock does."""
+        wanted, settings = self.cfg.val_inference_type, self.generation_settings(given, kind)
+        stock_default = GenerationConfig()
+        searched = [name for name in ONLY_SEARCHED if getattr(settings, name) != getattr(stock_default, name)]
+        if wanted is None:
+            few = self.trie is not None and len(self.trie) <= MOST_CANDIDATES
+            wanted = "allcand" if few and not searched and seq_gen_cls is None else "beamsearch"
+        if wanted == "beamsearch":
+            return super()._make_generator(models, given, seq_gen_cls, *stock, kind=kind)
+        if self.trie is None:
+            raise UserError("--val-inference-type allcand needs an answer set: give one, or take beamsearch")
+        if searched:
+            flag = f"--{searched[0].replace('_', '-')}"
+            raise UserError(f"{flag} does not go with --val-inference-type allcand: leave it out, or take beamsearch")
+        return AllCandidateGenerator(
+            models, self.target_dictionary, self.trie, beam_size=settings.beam, temperature=settings.temperature
+        )
 
     def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> AnsweringBuilder:
         """The builder of a split, which knows the answer set."""

@@ -23,7 +23,6 @@ class VQAConfig(AnsweringConfig):
         default=False, metadata={"help": "the picture's object labels (fifth of --selected-cols) follow the question"}
     )
     max_object_length: Optional[int] = field(default=None, metadata={"help": "most object labels of a picture (30)"})
-    val_inference_type: Optional[str] = field(default=None, metadata={"help": "how validation answers: beamsearch"})
 
 
 class VQABuilder(AnsweringBuilder):
@@ -69,8 +68,6 @@ class VQATask(AnsweringTask):
 
     def setup(self) -> None:
         """Reads the answer set, unless answers are free."""
-        if self.cfg.val_inference_type not in (None, "beamsearch"):
-            raise UserError(f"--val-inference-type {self.cfg.val_inference_type} is not available: use beamsearch")
         if self.cfg.max_object_length is None:
             self.cfg.max_object_length = 30
         super().setup()

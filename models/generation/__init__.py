@@ -6,4 +6,12 @@ from .candidates import AllCandidateGenerator, AllCandidateScorer
 from .constraints import ConstrainedEnsemble, ConstrainedGenerator, NonFiniteLogits, build_ensemble
 from .trie import Trie
 
-__all__ = ["AllCandidateGenerator", "AllCandidateScorer", "ConstrainedEnsemble", "ConstrainedGenerator", "NonFiniteLogits", "Trie", "build_ensemble"]
+__all__ = [
+    "AllCandidateGenerator",
+    "AllCandidateScorer",
+    "ConstrainedEnsemble",
+    "ConstrainedGenerator",
+    "NonFiniteLogits",
+    "Trie",
+    "build_ensemble",
+]

@@ -201,6 +201,7 @@ class AllCandidateGenerator:
     ):
         self.models = nn.ModuleList(models).eval()
         self.pad, self.trie, self.temperature = tgt_dict.pad(), trie, temperature
+        self.symbols_to_strip_from_output = {trie.bos, trie.eos}  # which stock asks for
         self.scorer = AllCandidateScorer(trie)
         self.answers = trie.ends.unique()  # nodes: an answer that was given twice is one
         self.beam_size = min(beam_size, len(self.answers))

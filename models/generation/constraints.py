@@ -74,7 +74,7 @@ class ConstrainedEnsemble(EnsembleModel):
         self.has_incremental = all(isinstance(getattr(m, "decoder", None), FairseqIncrementalDecoder) for m in models)
         self.trie, self.pad, self.bos, self.eos = trie, pad, bos, eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
-        self.prompts = (0, 0)  # tokens of the batch's shortest and longest prompt
+        self.longest_prompt = 0  # tokens of the batch's longest prompt
 
     def forward_encoder(self, net_input: dict[str, Any]) -> list[dict[str, list[Tensor]]]:
         """Stock encoding; the last element of the list is ours."""
@@ -82,7 +82,7 @@ class ConstrainedEnsemble(EnsembleModel):
         inputs = {key: value for key, value in net_input.items() if key != "prefix_tokens"}
         sentence = torch.arange(len(net_input["src_tokens"]), device=net_input["src_tokens"].device)
         length = torch.zeros_like(sentence) if prompts is None else prompts.ne(self.pad).sum(dim=1)
-        self.prompts = (0, 0) if prompts is None else (int(length.min()), int(length.max()))
+        self.longest_prompt = int(length.max())
         rows = {"sentence": [sentence], "prompt_length": [length], "node": [torch.zeros_like(sentence)]}
         return [*super().forward_encoder(inputs), rows]
 
@@ -131,7 +131,7 @@ class ConstrainedEnsemble(EnsembleModel):
             tokens: int64[R, 1 + step], generated so far, the first of them the start symbol whatever it is.
             rows: what the rows carry.
         """
-        step, (shortest, longest) = tokens.size(1) - 1, self.prompts
+        step, longest = tokens.size(1) - 1, self.longest_prompt
         if step == longest == 0:  # all beams of a sentence are still one, and all sentences stand at the root
             return Allowed(*self.trie.followers(rows["node"][0][:1]), None)
         answered = step - rows["prompt_length"][0]  # [R]

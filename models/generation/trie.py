@@ -16,8 +16,8 @@ class Trie:
     """Answers between bos and eos, each token a step down the tree.
 
     Nodes are numbered level by level from the root, 0. The edges out of a node stand together, by token, in the order
-    of the nodes, so edge e leads to node e + 1, and one search in the sorted `keys` finds a step from any node. One node
-    more, `lost`, is where a path lands that no answer takes: only eos follows it, as in the official utils/trie.py.
+    of the nodes, so edge e leads to node e + 1, and one search in the sorted `keys` finds a step from any node. One
+    node more, `lost`, is where a path lands that no answer takes: only eos follows it, as in official utils/trie.py.
 
     Args:
         keys: int64[E], node << 31 | token of every edge, ascending.
@@ -141,7 +141,7 @@ class Trie:
         return torch.where(there, keys[edges] & (1 << TOKEN_BITS) - 1, 0), there
 
     def levels(self) -> list[int]:
-        """The first node of each level, the root's first; those of level n + 1 are behind the edges of those of level n."""
+        """The first node of each level; to those of a level lead the edges of the level above."""
         levels = [0, 1]
         while levels[-1] < self.lost:
             levels.append(int(self.first[levels[-1]]) + 1)

@@ -64,6 +64,32 @@ def test_visual_entailment_trains_validates_and_answers(world, pairs, tmp_path, 
     assert all(asked in line for line in printed.splitlines() if line.startswith("S-"))
     answers = dict(re.findall(r"^D-(\d+)\t\S+\t(.*)$", printed, re.M))  # the prompt is not part of the answer
     assert [answers[str(number)].strip() for number in range(14)] == [entry["answer"] for entry in entries]
+    if not more:
+        check_inference_types(pairs, nano[1], tmp_path / "save" / "checkpoint_last.pt", entries, tmp_path)
+
+
+def check_inference_types(data: Path, user_dir: str, checkpoint: Path, entries: list[dict], tmp_path: Path) -> None:
+    """All candidates, the default for a small set, and a search find the same; each refuses what is the other's."""
+    generate = (data, "--user-dir", user_dir, "--task", "snli_ve", "--cpu", "--num-workers", 0, "--batch-size", 5)
+    generate += ("--path", checkpoint, "--gen-subset", "test", "--beam", 3, "--nbest", 3)
+    found = {}
+    for kind in ("allcand", "beamsearch"):
+        flags = ("--val-inference-type", kind, "--results-path", tmp_path / kind)
+        ok(run("generate", *generate, *flags, log=tmp_path / "log"))
+        assert json.loads((tmp_path / kind / "test_predict.json").read_text()) == entries
+        printed = (tmp_path / kind / "generate-test.txt").read_text()
+        found[kind] = re.findall(r"^D-(\d+)\t(\S+)\t(.*)$", printed, re.M)
+    assert [(row, text) for row, _, text in found["allcand"]] == [(row, text) for row, _, text in found["beamsearch"]]
+    scores = [[float(score) for _, score, _ in found[kind]] for kind in found]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-4)
+    for row in range(14):  # log2 of probabilities that add up to one
+        assert sum(2 ** float(score) for number, score, _ in found["allcand"] if int(number) == row) == pytest.approx(1)
+    for flags, message in (
+        (("--val-inference-type", "allcand", "--sampling"), "--sampling does not go with --val-inference-type allcand"),
+        (("--sampling",), "a closed answer set is searched with --beam"),
+        (("--val-inference-type", "most"), "--val-inference-type most: one of allcand, beamsearch"),
+    ):
+        assert message in error_of(run("generate", *generate, *flags, log=tmp_path / "log"))
 
 
 def test_an_unknown_label_is_named_with_its_line(world, pairs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import lru_cache
 
 import pytest
 import torch
@@ -25,18 +26,20 @@ ROWS = len(SAMPLE["net_input"]["src_tokens"])
 BOS = torch.zeros(ROWS, 1, dtype=torch.int64)
 
 
-def encoded(model, rows=None):
-    out = model.encoder.forward_torchscript(SAMPLE["net_input"])
-    return out if rows is None else model.encoder.reorder_encoder_out(out, torch.tensor(rows))
+@lru_cache(maxsize=1)
+def encoded(model):
+    with torch.no_grad():
+        return model.encoder.forward_torchscript(SAMPLE["net_input"])
 
 
 def one_by_one(model, answers, prompt, row, temperature=1.0) -> list[float]:
     """Each answer alone through the decoder, every position's softmax over what the set allows there."""
     trie, scores = Trie.from_answers(answers), []
+    out = model.encoder.reorder_encoder_out(encoded(model), torch.tensor([row]))
     for answer in answers:
         tokens = torch.tensor([[*prompt, *answer]])
         with torch.no_grad():
-            logits = model.decoder(tokens, encoder_out=encoded(model, [row]))[0][0, len(prompt) - 1 :] / temperature
+            logits = model.decoder(tokens, encoder_out=out)[0][0, len(prompt) - 1 :] / temperature
         total = 0.0
         for step, (token, allowed) in enumerate(zip([*answer, 2], trie.allowed([*answer, 2]), strict=True)):
             total += float(logits[step, allowed].log_softmax(0)[allowed.index(token)])
