@@ -26,7 +26,7 @@ from .base import OFATask, OFATaskConfig
 PROMPT_TYPES = ("none", "src", "prev_output")
 INFERENCE_TYPES = ("allcand", "beamsearch")
 MOST_CANDIDATES = 4000  # answers that are all scored unless told otherwise: the cost grows with their number
-ONLY_SEARCHED = ("sampling", "diverse_beam_groups", "diversity_rate", "lm_path", "prefix_size")
+ONLY_SEARCHED = ("sampling", "diverse_beam_groups", "diversity_rate", "lm_path", "prefix_size", "constraints")
 """Settings of generation that mean nothing where every answer is scored."""
 
 
