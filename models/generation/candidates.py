@@ -7,7 +7,8 @@ only nodes at or above a branching need the decoder: 511 of the 3,422 of a list 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +17,38 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from .constraints import NonFiniteLogits
-from .trie import TOKEN_BITS, Trie
+from .trie import TOKEN_BITS, Trie, tokens_of
 
 ROWS = 1024  # positions of a sentence that the decoder sees at once, and
 TOGETHER = 4096  # those of all sentences: what bounds the memory
+WIDE = 64  # edges of a node above which one product with their rows of the output matrix is faster
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Some nodes that are decoded together, and the edges that leave those among them that branch.
 
+    Every node stands behind the one above it, so the root is the first.
+
     Attributes:
-        nodes: int64[N], in an order in which every node stands behind the one above it.
-        above: int64[N], where in `nodes` that one stands; -1 for the root.
+        entering: int64[N - 1], the token that leads to each node; to the root lead the prompts.
+        depth: int64[N], how far below the root each stands.
+        sees: bool[N, N], which nodes (columns) lie on the path to each of them; itself always.
         edges: int64[E].
-        rows: int64[E], where in `nodes` each edge begins.
+        rows: int64[E], where among the nodes each edge begins.
+        tokens: int64[E], where it leads.
+        wide: nodes with so many edges that one product gives their logits, each with the places of its edges, int64.
+        few: the places of all other edges, int64.
     """
 
-    nodes: Tensor
-    above: Tensor
+    entering: Tensor
+    depth: Tensor
+    sees: Tensor
     edges: Tensor
     rows: Tensor
+    tokens: Tensor
+    wide: tuple[tuple[int, Tensor], ...]
+    few: Tensor
 
 
 class AllCandidateScorer:
@@ -49,21 +61,20 @@ class AllCandidateScorer:
 
     def __init__(self, trie: Trie, rows: int = ROWS):
         self.trie = trie
-        self.tokens = trie.keys[:-1] & (1 << TOKEN_BITS) - 1  # [E], of every edge, without that of `lost`
-        self.parents = trie.keys[:-1] >> TOKEN_BITS  # [E]
-        self.levels = trie.levels()
+        keys = trie.keys[:-1]  # without that of `lost`
+        self.tokens, self.parents = tokens_of(keys), keys >> TOKEN_BITS  # int64[E] each
         self.chunks = list(self._chunks(rows))
 
     def _decoded(self) -> Tensor:
         """bool[E + 1]: the nodes at or above a branching one."""
         counts = self.trie.first.diff()[: len(self.tokens) + 1]
-        needed = counts > 1
-        for start, end in reversed(list(zip(self.levels, [*self.levels[1:], len(needed)], strict=True))):
+        needed, levels = counts > 1, self.trie.levels
+        for start, end in reversed(list(zip(levels, [*levels[1:], len(needed)], strict=True))):
             nodes = torch.arange(max(start, 1), end)
             needed[self.parents[nodes - 1][needed[nodes]]] = True
         return needed
 
-    def _chunks(self, rows: int) -> Any:
+    def _chunks(self, rows: int) -> Iterator[Chunk]:
         """Cuts the decoded nodes, in the order of a walk that goes down first, so that chunks share few nodes."""
         needed = self._decoded()
         first = self.trie.first
@@ -83,37 +94,34 @@ class AllCandidateScorer:
                 node = parents[node]
             own = order[start : start + max(1, rows - len(ancestors))]
             start += len(own)
-            nodes = [*ancestors, *own]
-            place = {node: number for number, node in enumerate(nodes)}
-            above = torch.tensor([place.get(parents[node], -1) for node in nodes])
-            nodes = torch.tensor(nodes)
-            counts = first[nodes + 1] - first[nodes]
-            counts = torch.where((counts > 1) & (torch.arange(len(nodes)) >= len(ancestors)), counts, 0)
-            numbers = torch.arange(len(nodes)).repeat_interleave(counts)
-            within = torch.arange(len(numbers)) - (counts.cumsum(0) - counts)[numbers]
-            yield Chunk(nodes, above, first[nodes][numbers] + within, numbers)
+            yield self._chunk([*ancestors, *own], parents, len(ancestors))
+
+    def _chunk(self, members: list[int], parents: list[int], shared: int) -> Chunk:
+        """The chunk of these nodes, the first `shared` of which have their edges in an earlier one."""
+        place = {node: number for number, node in enumerate(members)}
+        sees = torch.eye(len(members), dtype=torch.bool)
+        for row, node in enumerate(members[1:], 1):
+            sees[row] |= sees[place[parents[node]]]
+        nodes, first = torch.tensor(members), self.trie.first
+        counts = first[nodes + 1] - first[nodes]
+        counts[:shared] = 0
+        counts[counts == 1] = 0  # forced
+        rows = torch.arange(len(nodes)).repeat_interleave(counts)
+        within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        edges = first[nodes][rows] + within
+        many = counts > WIDE
+        return Chunk(
+            entering=self.tokens[nodes[1:] - 1],
+            depth=self.trie.depth(nodes),
+            sees=sees,
+            edges=edges,
+            rows=rows,
+            tokens=self.tokens[edges],
+            wide=tuple((row, (rows == row).nonzero().flatten()) for row in many.nonzero().flatten().tolist()),
+            few=(~many)[rows].nonzero().flatten(),
+        )
 
     @torch.no_grad()
-    def scores(
-        self,
-        models: Sequence[nn.Module],
-        encoder_outs: Sequence[dict[str, list[Tensor]]],
-        prompts: Tensor,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """The log-probability of every answer, its end included, for sentences whose prompts are as long.
-
-        Args:
-            models: OFA models; probabilities are averaged at every token, as stock's ensemble does.
-            encoder_outs: what the encoder of each returned for B sentences.
-            prompts: int64[B, P], begins with bos.
-            temperature: logits are divided by it.
-
-        Returns:
-            float32[B, A], in the order in which the trie was given its answers.
-        """
-        return self.paths(self.edges(models, encoder_outs, prompts, temperature))[:, self.trie.ends.to(prompts.device)]
-
     def edges(
         self,
         models: Sequence[nn.Module],
@@ -121,14 +129,24 @@ class AllCandidateScorer:
         prompts: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
-        """float32[B, E]: the log-probability of every edge where its node has been reached; 0 where it is forced."""
+        """The log-probability of every edge where its node has been reached; 0 where it is forced.
+
+        Args:
+            models: OFA models; probabilities are averaged at every token, as stock's ensemble does.
+            encoder_outs: what the encoder of each returned for B sentences.
+            prompts: int64[B, P], all as long, begin with bos.
+            temperature: logits are divided by it.
+
+        Returns:
+            float32[B, E].
+        """
         found = torch.zeros(len(prompts), len(self.tokens), device=prompts.device)
         for chunk in self.chunks:
             each = [
                 self._edges_of(chunk, model.decoder, out, prompts, temperature)
                 for model, out in zip(models, encoder_outs, strict=True)
             ]
-            mean = each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - torch.tensor(len(each)).log()
+            mean = each[0] if len(each) == 1 else torch.stack(each).logsumexp(0) - math.log(len(each))
             found[:, chunk.edges.to(found.device)] = mean
         return found
 
@@ -136,20 +154,12 @@ class AllCandidateScorer:
         self, chunk: Chunk, decoder: Any, encoder_out: dict[str, list[Tensor]], prompts: Tensor, temperature: float
     ) -> Tensor:
         """float32[B, edges of the chunk]."""
-        device, count = prompts.device, len(chunk.nodes)
+        device, count = prompts.device, len(chunk.depth)
         length = prompts.shape[1] - 1  # the last token of the prompt is the root
-        entering = torch.cat([torch.zeros(1, dtype=torch.int64), self.tokens])[chunk.nodes].to(device)  # [N]
-        tokens = torch.cat([prompts[:, :-1], entering.expand(len(prompts), -1)], 1)  # [B, P - 1 + N]
-        roots = (chunk.nodes == 0).nonzero().flatten().to(device)
-        tokens[:, length + roots] = prompts[:, -1:]
-        depth = torch.bucketize(chunk.nodes, torch.tensor(self.levels), right=True) - 1
-        places = torch.cat([torch.arange(length), length + depth]).to(device)
+        tokens = torch.cat([prompts, chunk.entering.to(device).expand(len(prompts), -1)], 1)  # [B, P - 1 + N]
+        places = torch.cat([torch.arange(length), length + chunk.depth]).to(device)
         sees = torch.ones(length + count, length + count, dtype=torch.bool).tril()
-        tree = torch.eye(count, dtype=torch.bool)
-        for row, above in enumerate(chunk.above.tolist()):
-            if above >= 0:
-                tree[row] |= tree[above]
-        sees[length:, length:] = tree
+        sees[length:, length:] = chunk.sees
         features = decoder.tree(tokens, places, sees.to(device), encoder_out)[:, length:]  # [B, N, D]
         logits = self._logits(chunk, features, decoder.output_projection.weight) / temperature
         return _log_softmax_by(logits, chunk.rows.to(device), count)
@@ -158,24 +168,25 @@ class AllCandidateScorer:
         """float32[B, edges]: the logits of the edges' tokens, no others."""
         device = features.device
         logits = torch.empty(len(features), len(chunk.edges), device=device)
-        counts = chunk.rows.bincount(minlength=len(chunk.nodes))
-        tokens, rows = self.tokens[chunk.edges].to(device), chunk.rows.to(device)
-        wide = (counts > 64).nonzero().flatten().tolist()
-        for row in wide:  # one product for the many tokens that may follow a node
-            at = (chunk.rows == row).nonzero().flatten().to(device)
-            logits[:, at] = (features[:, row] @ matrix[tokens[at]].t()).float()
-        few = (counts <= 64)[chunk.rows].nonzero().flatten().to(device)
-        for part in few.split(4096):
-            logits[:, part] = (features[:, rows[part]] * matrix[tokens[part]]).sum(-1).float()
+        tokens, rows = chunk.tokens.to(device), chunk.rows.to(device)
+        for row, places in chunk.wide:
+            places = places.to(device)
+            logits[:, places] = (features[:, row] @ matrix[tokens[places]].t()).float()
+        for places in chunk.few.to(device).split(4096):
+            logits[:, places] = (features[:, rows[places]] * matrix[tokens[places]]).sum(-1).float()
         return logits
 
     def paths(self, edges: Tensor) -> Tensor:
         """float32[B, E + 1]: the sums of the edges' float32[B, E] from the root down to every node."""
         sums = torch.zeros(len(edges), edges.shape[1] + 1, device=edges.device)
-        parents = self.parents.to(edges.device)
-        for start, end in zip(self.levels[1:], [*self.levels[2:], sums.shape[1]], strict=True):
+        parents, levels = self.parents.to(edges.device), self.trie.levels
+        for start, end in zip(levels[1:], [*levels[2:], sums.shape[1]], strict=True):
             sums[:, start:end] = sums[:, parents[start - 1 : end - 1]] + edges[:, start - 1 : end - 1]
         return sums
+
+    def scores(self, edges: Tensor) -> Tensor:
+        """float32[B, A]: the log-probability of every answer, its end included, in the order of the trie's answers."""
+        return self.paths(edges)[:, self.trie.ends.to(edges.device)]
 
 
 class AllCandidateGenerator:
@@ -200,7 +211,7 @@ class AllCandidateGenerator:
         **options: Any,
     ):
         self.models = nn.ModuleList(models).eval()
-        self.pad, self.trie, self.temperature = tgt_dict.pad(), trie, temperature
+        self.pad, self.temperature = tgt_dict.pad(), temperature
         self.symbols_to_strip_from_output = {trie.bos, trie.eos}  # which stock asks for
         self.scorer = AllCandidateScorer(trie)
         self.answers = trie.ends.unique()  # nodes: an answer that was given twice is one
@@ -246,7 +257,7 @@ class AllCandidateGenerator:
         beams: list[Any] = [None] * len(prompts)
         for length in lengths.unique().tolist():  # sentences whose prompts are as long go through the decoder together
             same = (lengths == length).nonzero().flatten()
-            widest = max((len(chunk.nodes) for chunk in self.scorer.chunks), default=1) + length
+            widest = max((len(chunk.depth) for chunk in self.scorer.chunks), default=1) + length
             for rows in same.split(max(1, TOGETHER // widest)):
                 of_rows = [
                     model.encoder.reorder_encoder_out(out, rows.to(device))

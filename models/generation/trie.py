@@ -12,6 +12,11 @@ from torch import Tensor
 TOKEN_BITS = 31  # of a key; node numbers stand above them
 
 
+def tokens_of(keys: Tensor) -> Tensor:
+    """The tokens of edges, from their keys; int64 of any shape."""
+    return keys & (1 << TOKEN_BITS) - 1
+
+
 class Trie:
     """Answers between bos and eos, each token a step down the tree.
 
@@ -26,6 +31,7 @@ class Trie:
 
     Attributes:
         first: int64[E + 3], the number of edges that stand before those of each node.
+        levels: the first node of each level, the root's first.
         widest: for each level, the most edges of a node there or below.
     """
 
@@ -37,9 +43,12 @@ class Trie:
         nodes = torch.arange(self.lost + 2, dtype=torch.int64)
         self.first = torch.searchsorted(self.keys, nodes << TOKEN_BITS)
         counts = self.first.diff()
-        levels = self.levels()
-        self.widest = [int(counts[start:].max()) for start in levels]
-        lengths = torch.bucketize(ends, torch.tensor(levels), right=True) - 1  # an answer's level is its length
+        self.levels = [0, 1]
+        while self.levels[-1] < self.lost:  # to the nodes of a level lead the edges of the level above
+            self.levels.append(int(self.first[self.levels[-1]]) + 1)
+        self.levels.pop()
+        self.widest = [int(counts[start:].max()) for start in self.levels]
+        lengths = self.depth(ends)
         self.min_length, self.max_length = int(lengths.min()), int(lengths.max())
         self.size = len(ends.unique())
         self._elsewhere: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -138,14 +147,11 @@ class Trie:
         columns = torch.arange(width, device=nodes.device)
         there = columns < counts.unsqueeze(1)
         edges = torch.where(there, starts.unsqueeze(1) + columns, 0)
-        return torch.where(there, keys[edges] & (1 << TOKEN_BITS) - 1, 0), there
+        return torch.where(there, tokens_of(keys[edges]), 0), there
 
-    def levels(self) -> list[int]:
-        """The first node of each level; to those of a level lead the edges of the level above."""
-        levels = [0, 1]
-        while levels[-1] < self.lost:
-            levels.append(int(self.first[levels[-1]]) + 1)
-        return levels[:-1]
+    def depth(self, nodes: Tensor) -> Tensor:
+        """int64[N]: the level of each node, int64[N], which is the number of tokens that lead to it."""
+        return torch.bucketize(nodes, torch.tensor(self.levels), right=True) - 1
 
     def _walk(self, tokens: Sequence[int]) -> list[int]:
         """The nodes along a path from the root, the root included."""
@@ -155,8 +161,7 @@ class Trie:
         return nodes
 
     def _followers(self, node: int) -> list[int]:
-        edges = self.keys[int(self.first[node]) : int(self.first[node + 1])]
-        return (edges & (1 << TOKEN_BITS) - 1).tolist()
+        return tokens_of(self.keys[int(self.first[node]) : int(self.first[node + 1])]).tolist()
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """`keys` and `first` there; they are sent once."""

@@ -160,7 +160,7 @@ UNREAD: dict[str, Optional[type]] = {
     "decoder-layers-to-keep": str,
     "resnet-model-path": str,
     "spectral-norm-classification-head": None,
-    "valid-batch-size": int,  # of the tasks: candidates scored at once; ours are searched along a trie
+    "valid-batch-size": int,  # of the tasks: candidates scored at once; ours share one pass
 }
 """Official flags without effect here, and the type of their value (None: a switch). Named in one warning when given."""
 

@@ -71,27 +71,28 @@ def test_one_pass_gives_the_numbers_of_one_answer_at_a_time(seed, rows):
     model, answers = small_model(), random_answers(seed)
     scorer = AllCandidateScorer(Trie.from_answers(answers), rows)
     prompt = [0, 21, 22]
-    scores = scorer.scores([model], [encoded(model)], torch.tensor([prompt] * ROWS), temperature=0.7)
+    scores = scorer.scores(scorer.edges([model], [encoded(model)], torch.tensor([prompt] * ROWS), temperature=0.7))
     for row in range(ROWS):
         assert scores[row].tolist() == pytest.approx(one_by_one(model, answers, prompt, row, 0.7), abs=2e-5)
     unique = scorer.trie.ends.unique(return_inverse=True)[1]
     probabilities = torch.zeros(ROWS, len(scorer.trie)).index_copy_(1, unique, scores.exp())
     torch.testing.assert_close(probabilities.sum(1), torch.ones(ROWS))
-    assert all(len(chunk.nodes) <= max(rows, 6) for chunk in scorer.chunks)
+    assert all(len(chunk.depth) <= max(rows, 6) for chunk in scorer.chunks)
 
 
 def test_what_is_forced_is_not_decoded():
     answers = [[20, 30, 31, 32], [21, 30, 31, 32], [21, 40]]
     scorer = AllCandidateScorer(Trie.from_answers(answers))
-    assert sum(len(chunk.nodes) for chunk in scorer.chunks) == 2  # the root and what stands behind 21
+    assert sum(len(chunk.depth) for chunk in scorer.chunks) == 2  # the root and what stands behind 21
     alone = AllCandidateScorer(Trie.from_answers([[20, 21, 22]]))
     assert not alone.chunks
-    assert alone.scores([small_model()], [encoded(small_model())], BOS).tolist() == [[0.0]] * ROWS
+    assert alone.scores(alone.edges([small_model()], [encoded(small_model())], BOS)).tolist() == [[0.0]] * ROWS
 
 
 def test_many_followers_of_a_node_are_scored_like_few():
     model, answers = small_model(), [[token] for token in range(20, 120)] + [[30, 31], [30, 32]]
-    scores = AllCandidateScorer(Trie.from_answers(answers)).scores([model], [encoded(model)], BOS)
+    scorer = AllCandidateScorer(Trie.from_answers(answers))
+    scores = scorer.scores(scorer.edges([model], [encoded(model)], BOS))
     assert scores[1].tolist() == pytest.approx(one_by_one(model, answers, [0], 1), abs=2e-5)
 
 
