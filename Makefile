@@ -1,5 +1,6 @@
 # make quickstart   trains OFA on a small picture world and shows what it learned (QUICK=1: a few updates, no verdict)
 # make test         ruff and the tests
+# make bench-generation   beams, closed sets and candidates against a row for each beam (ARCH=ofa_base for the real size)
 # make clean        removes what these made, the environment included
 # PYTHON=python3.12 takes another Python, VENV=folder another environment.
 
@@ -8,7 +9,9 @@ VENV = .venv
 # one thread for each of two test processes; torch's own threads would fight over the cores
 WORKERS = 2
 
-.PHONY: quickstart test clean environment
+ARCH = ofa_tiny
+
+.PHONY: quickstart test bench-generation clean environment
 
 environment:
 	@PYTHON="$(PYTHON)" bash .ci/install.sh "$(VENV)"
@@ -19,6 +22,9 @@ quickstart: environment
 test: environment
 	"$(VENV)/bin/python" -m ruff check .
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadfile
+
+bench-generation: environment
+	"$(VENV)/bin/python" benchmarks/bench_generation.py --arch $(ARCH)
 
 clean:
 	rm -rf .venv .ci-venv .ci-venv-wheel build dist quickstart ofa_plugin.egg-info .pytest_cache .ruff_cache

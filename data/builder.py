@@ -17,6 +17,7 @@ from .image import ImageProblem, PictureLoader
 from .tsv import TSVStore
 
 Row = Any  # a namedtuple whose fields are the builder's columns
+LATEST = 16  # pictures that a builder remembers in evaluation
 
 
 class Builder:
@@ -40,6 +41,7 @@ class Builder:
 
     def __init__(self, store: TSVStore, codec: Codec, cfg: Any, training: bool, pictures: PictureLoader | None = None):
         self.store, self.codec, self.cfg, self.training, self.pictures = store, codec, cfg, training, pictures
+        self._latest: dict[str, Tensor] = {}  # by cell, the oldest first
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the examples of row `index`; every random choice comes from `draw`."""
@@ -72,9 +74,19 @@ class Builder:
             raise self.bad(index, column, problem.reason, problem.remedy) from None
 
     def image(self, index: int, cell: str, column: str = "image") -> Tensor:
-        """The picture of a cell as uint8[3, S, S]; a picture that cannot be read is a `BadRow`."""
+        """The picture of a cell as uint8[3, S, S]; a picture that cannot be read is a `BadRow`.
+
+        In evaluation, where rows come in the order of the file, one of the latest pictures is the same tensor again:
+        questions about one picture then share its decoding, and in a batch its features (`collate`).
+        """
         try:
-            return self.pictures(cell)
+            if self.training:
+                return self.pictures(cell)
+            if cell not in self._latest:
+                self._latest[cell] = self.pictures(cell)
+                if len(self._latest) > LATEST:
+                    del self._latest[next(iter(self._latest))]
+            return self._latest[cell]
         except ImageProblem as problem:
             raise self.bad(index, column, problem.reason, problem.remedy) from None
 

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; a `UserError` is one line on standard error and 1."""
     args = build_parser().parse_args(arguments)
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)  # on import it recommends a package
+    logging.getLogger("PIL").setLevel(logging.INFO)  # hydra, on import, lets every debugging line through
     try:
         return args.run(args)
     except UserError as error:

@@ -42,6 +42,7 @@ from fairseq import checkpoint_utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models.ema.ema import EMA
@@ -50,7 +51,7 @@ from fairseq.scoring import SCORER_REGISTRY
 from fairseq.trainer import Trainer
 from torch.distributed import distributed_c10d
 
-from . import ema, launch, ranks
+from . import ema, launch, ranks, shards
 from .errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -463,9 +464,22 @@ def _leave_no_half_output() -> None:
                 os.remove(output_file.name)
             raise
 
-    running = sys.modules["__main__"]  # under `python -m` the entry point is that module, and has its own `_main`
+    stock = _replace(_generate_module(), "_main", _main)
+
+
+def _generate_module() -> Any:
+    """The module of `fairseq-generate`: under `python -m` it is the running one, and has functions of its own."""
+    running = sys.modules["__main__"]
     as_script = getattr(getattr(running, "__spec__", None), "name", "") == "fairseq_cli.generate"
-    stock = _replace(running if as_script else fairseq_cli.generate, "_main", _main)
+    return running if as_script else fairseq_cli.generate
+
+
+def _generate_in_processes() -> None:
+    def main(cfg: Any) -> Any:
+        cfg = convert_namespace_to_omegaconf(cfg) if isinstance(cfg, argparse.Namespace) else cfg
+        return shards.generate(cfg, stock)
+
+    stock = _replace(_generate_module(), "main", main)
 
 
 def _list_folders_only() -> None:
@@ -894,6 +908,13 @@ CURES = (
         SEEN,
         "fairseq_cli.generate._main",
         _leave_no_half_output,
+    ),
+    Cure(
+        "generate_in_processes",
+        "fairseq-generate with --distributed-world-size answers one share of the batches, and all write one file",
+        SEEN,
+        "fairseq_cli.generate.main",
+        _generate_in_processes,
     ),
     Cure(
         "data_is_no_folder",

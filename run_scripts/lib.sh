@@ -282,13 +282,14 @@ train() { # train TASK FLAGS...: the flags every recipe shares (official run_scr
 generate() { # generate TASK SUBSET FLAGS...: CKPT answers a subset; vocabulary and picture size are the checkpoint's
   local task=$1 subset=$2
   shift 2
-  ((NODES == 1 && PROCS == 1)) || usage "evaluate runs in one process: leave PROCS and NODES out"
+  ((NODES == 1)) || usage "evaluate runs on one host: leave NODES out"
   [[ -n ${CKPT:-} ]] || usage "CKPT is not set: the checkpoint to evaluate"
   [[ -f $CKPT || ${DRY:-0} != 0 ]] || usage "CKPT=$CKPT: no such checkpoint"
-  local bpe=() cpu=()
+  local bpe=() cpu=() several=()
   [[ -z ${BPE_DIR:-} ]] || bpe=(--bpe-dir "$BPE_DIR")
   ((GPUS > 0)) || cpu=(--cpu)
+  ((WORLD == 1)) || several=(--distributed-world-size "$WORLD")
   go "$PYTHON" -m fairseq_cli.generate "$DATA" --user-dir "$ROOT/ofa_plugin" --task "$task" --path "$CKPT" \
-    ${bpe[@]+"${bpe[@]}"} ${cpu[@]+"${cpu[@]}"} --gen-subset "$subset" --results-path "$RESULTS" --num-workers 2 \
+    ${bpe[@]+"${bpe[@]}"} ${cpu[@]+"${cpu[@]}"} ${several[@]+"${several[@]}"} --gen-subset "$subset" --results-path "$RESULTS" --num-workers 2 \
     "$@" ${FLAGS[@]+"${FLAGS[@]}"}
 }

@@ -206,17 +206,18 @@ class AnsweringTask(OFATask):
         stock_default = GenerationConfig()
         searched = [name for name in ONLY_SEARCHED if getattr(settings, name) != getattr(stock_default, name)]
         if wanted is None:
-            few = self.trie is not None and len(self.trie) <= MOST_CANDIDATES
+            few = self.trie is not None and len(self.trie) <= MOST_CANDIDATES and not self.cfg.open_ended
             wanted = "allcand" if few and not searched and seq_gen_cls is None else "beamsearch"
         if wanted == "beamsearch":
             return super()._make_generator(models, given, seq_gen_cls, *stock, kind=kind)
-        if self.trie is None:
+        if self.trie is None or self.cfg.open_ended:
             raise UserError("--val-inference-type allcand needs an answer set: give one, or take beamsearch")
         if searched:
             flag = f"--{searched[0].replace('_', '-')}"
             raise UserError(f"{flag} does not go with --val-inference-type allcand: leave it out, or take beamsearch")
+        best = max(settings.beam, self.cfg.write_ranking)
         return AllCandidateGenerator(
-            models, self.target_dictionary, self.trie, beam_size=settings.beam, temperature=settings.temperature
+            models, self.target_dictionary, self.trie, beam_size=best, temperature=settings.temperature
         )
 
     def make_builder(self, store: TSVStore, training: bool, pictures: PictureLoader | None) -> AnsweringBuilder:

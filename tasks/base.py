@@ -26,6 +26,7 @@ from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from .. import compat, optim
+from ..criterions.distribution import NUM_SPECIALS, parse_range
 from ..data.builder import Builder
 from ..data.codec import Codec
 from ..data.dataset import OFADataset, raise_bad_rows
@@ -40,7 +41,9 @@ from ..models.generation.constraints import (
     NonFiniteLogits,
     build_ensemble,
 )
+from ..models.generation.grammar import Grammar, Range
 from ..models.generation.trie import Trie
+from ..models.ofa.checkpoint import load_backbone
 from .evaluation import Evaluation, offer_scoring, typed_id
 from .interactive import Interactive
 from .ledger import Ledger
@@ -104,6 +107,21 @@ class OFATaskConfig(FairseqDataclass):
         default=None,
         metadata={"help": "at a bad row validation and generation stop (default), or report it in its place"},
     )
+    constraint_range: Optional[str] = field(
+        default=None, metadata={"help": "start,end: token ids that may be generated (and trained on), as officially"}
+    )
+    open_ended: bool = field(
+        default=False, metadata={"help": "generate freely, whatever answers, boxes or codes the task asks for"}
+    )
+    write_log_probs: bool = field(
+        default=False, metadata={"help": "result file: also every token of an answer with its log-probability"}
+    )
+    write_ranking: int = field(
+        default=0, metadata={"help": "result file: also the so many likeliest answers with their scores"}
+    )
+    reject_below: Optional[float] = field(
+        default=None, metadata={"help": "no answer where the best one's probability, exp(score), is below this"}
+    )
     eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
     # Read by stock's get_batch_iterator: batches composed anew each epoch inside one iterator, whose workers live on.
     # Rotating over several files makes an iterator for each, and then they must not outlive it.
@@ -129,6 +147,7 @@ OWN_TO_A_RUN = {
     *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
     *("max_update", "max_epoch", "update_freq"),
     *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
+    *("open_ended", "write_log_probs", "write_ranking", "reject_below"),
     *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
 DEFAULTS = {
@@ -142,6 +161,7 @@ DEFAULTS = {
     "autocast": "none",
 }
 BAD_ROWS = ("stop", "report")
+NO_ANSWER = "no answer"  # what the result file says where --reject-below
 MOST_NOTES = 20  # of what was put right in the data, in words
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -196,6 +216,8 @@ class OFATask(Interactive, FairseqTask):
         cfg.bad_rows = cfg.bad_rows or "stop"
         if cfg.bad_rows not in BAD_ROWS:
             raise UserError(f"--bad-rows {cfg.bad_rows}: one of {', '.join(BAD_ROWS)}")
+        if cfg.reject_below is not None and not 0 < cfg.reject_below <= 1:
+            raise UserError(f"--reject-below {cfg.reject_below}: a probability, more than 0 and at most 1")
         if not 0 <= cfg.max_bad_fraction < 1:
             raise UserError(f"--max-bad-fraction {cfg.max_bad_fraction}: a share of the rows, from 0 to less than 1")
         if cfg.uses_ema and not cfg.store_ema and not cfg.path:
@@ -219,10 +241,15 @@ class OFATask(Interactive, FairseqTask):
         self._pace: tuple[int, float, int, float] | None = None  # update and time of the latest step, and of the first
         self.evaluation: Evaluation | None = None
         self._rows_ahead = 0
+        self._told_open = False
         self._validation: tuple[nn.Module, Any] | None = None  # model, and the generator that drives it
         self.check_input()
         self._eval_args()  # a mistake in them should not wait for the first validation
         self.setup()
+        if cfg.constraint_range:
+            other = "a closed answer set" if self.trie is not None else "--open-ended" if cfg.open_ended else None
+            if other:
+                raise UserError(f"--constraint-range does not go with {other}: leave one of them out")
 
     @classmethod
     def setup_task(cls, cfg: DictConfig, **kwargs: Any) -> "OFATask":
@@ -408,6 +435,16 @@ class OFATask(Interactive, FairseqTask):
         return iterator
 
     # ----------------------------------------------------------------------------------------- train and valid
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
+        """Stock's model. A new one starts from the backbone of `--resnet-model-path`, which no checkpoint remembers."""
+        path = getattr(cfg, "resnet_model_path", None)
+        if path:
+            cfg.resnet_model_path = None
+        model = super().build_model(cfg, from_checkpoint)
+        if path and not from_checkpoint:
+            load_backbone(model.encoder.embed_images, path)
+        return model
 
     def train_step(
         self,
@@ -634,15 +671,37 @@ class OFATask(Interactive, FairseqTask):
                 f"--max-len-b {settings.max_len_b} goes past the decoder's {positions} positions "
                 "(one is the end symbol): lower it, or train with a larger --max-target-positions"
             )
+        if self.cfg.write_ranking > settings.beam:
+            raise UserError(f"--write-ranking {self.cfg.write_ranking} needs --beam {self.cfg.write_ranking}, or more")
         if settings.constraints:
             raise UserError("--constraints is not available: take it out; --ans2label-file gives a closed answer set")
-        if ensemble.trie is not None or self.prompted():
+        if ensemble.rules is not None or self.prompted():
             seq_gen_cls = seq_gen_cls or ConstrainedGenerator
         return super().build_generator(ensemble, settings, seq_gen_cls, *stock)
 
     def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
-        """The models, under what a kind of example allows as an answer."""
-        return build_ensemble(models, self.trie)
+        """The models, under what a kind of example allows as an answer, unless the user says otherwise."""
+        cfg, rules = self.cfg, self.rules_of(kind)
+        if cfg.constraint_range:
+            rules = Range(*parse_range(cfg.constraint_range, len(self.codec.dictionary)), range(NUM_SPECIALS))
+        if cfg.open_ended and rules is not None:
+            if isinstance(rules, Trie) and not self._told_open:
+                self._told_open = True
+                logger.warning(
+                    "--open-ended: THIS MODEL HAS LEARNED TO CHOOSE AMONG %d ANSWERS AND NOW WRITES FREELY; "
+                    "expect texts that are none of them",
+                    len(rules),
+                )
+            rules = None
+        return build_ensemble(models, rules, self.codec.pad, codes=self.writes_codes(kind))
+
+    def rules_of(self, kind: str) -> Grammar | None:
+        """What an answer may be; None: anything."""
+        return self.trie
+
+    def writes_codes(self, kind: str) -> bool:
+        """Whether answers are image codes."""
+        return False
 
     def prompted(self) -> bool:
         """Whether the decoder is given more than bos before it answers."""
@@ -663,14 +722,38 @@ class OFATask(Interactive, FairseqTask):
         hypotheses = self._generate(generator, models, sample, prefix_tokens, constraints)
         if self.evaluation is not None:
             for row, number in enumerate(sample["id"].tolist()):
-                answer, error = self.answer_to(sample, row, hypotheses[row][0]), sample["errors"][row]
-                entry = self.entry_to(sample, row, answer)
+                error = sample["errors"][row]
+                answer, entry = self._answered(sample, row, hypotheses[row])
                 if error is not None:  # --bad-rows report
                     logger.warning("%s", error)
                     entry = {**dict([next(iter(entry.items()))]), "error": error}
                 self.evaluation.add(number, entry, answer, sample["references"][row], self.kind_of(sample))
         sample["target"] = pad_right(sample["reference_tokens"], self.codec.pad)  # [B, R], for the T- line
         return hypotheses
+
+    def _answered(
+        self, sample: dict[str, Any], row: int, hypotheses: list[dict[str, Any]]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The answer to a row as it is scored, and the row's entry in the result file."""
+        cfg, best = self.cfg, hypotheses[0]
+        answer = self.answer_to(sample, row, best)
+        entry = self.entry_to(sample, row, answer)
+        said = [name for name in list(entry)[1:] if name != "kind"]  # the first is the id
+        entry["score"] = round(float(best["score"]), 5)
+        if cfg.reject_below is not None and math.exp(entry["score"]) < cfg.reject_below:
+            entry["rejected"] = {name: entry[name] for name in said}
+            answer = NO_ANSWER if isinstance(answer, str) else [] if isinstance(answer, list) else None
+            entry.update(dict.fromkeys(said, NO_ANSWER if isinstance(answer, str) else None))
+        if cfg.write_log_probs:
+            pairs = zip(best["tokens"].tolist(), best["positional_scores"].tolist(), strict=True)
+            entry["log_probs"] = [[self.codec.dictionary[token], round(value, 5)] for token, value in pairs]
+        if cfg.write_ranking:
+            ranked = [(self.entry_to(sample, row, self.answer_to(sample, row, one)), one) for one in hypotheses]
+            entry["ranking"] = [
+                {**{name: other[name] for name in said}, "score": round(float(one["score"]), 5)}
+                for other, one in ranked[: cfg.write_ranking]
+            ]
+        return answer, entry
 
     def _generate(
         self,
@@ -689,10 +772,26 @@ class OFATask(Interactive, FairseqTask):
                 return generator.generate(
                     models, sample, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=self.codec.bos
                 )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise UserError(self._out_of_memory(len(sample["id"]), generator.beam_size)) from None
         except NonFiniteLogits as error:
             ids = ", ".join(sample["uniq_ids"][row] for row in error.rows)
             places = ", ".join(sample["places"][row] for row in error.rows)
             raise NonFiniteLogits(error.step, error.rows, f"ids {ids} ({places})") from None
+
+    def _out_of_memory(self, rows: int, beam: int) -> str:
+        """What to lower, and to what, where a batch of so many rows was too large."""
+        if rows > 1:
+            remedy = f"lower --batch-size to {rows // 2}"
+        elif beam > 1:
+            remedy = f"lower --beam to {beam // 2}"
+        else:
+            remedy = (
+                f"lower --patch-image-size from {self.cfg.patch_image_size}, or --max-len-b; or add --autocast bf16"
+            )
+        return f"out of memory while answering {rows} row{'s' * (rows > 1)} with beam {beam} at once: {remedy}"
 
     def kind_of(self, sample: dict[str, Any]) -> str:
         """The kind of a batch's examples; a task with several kinds evaluates each in batches of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..data.boxes import BoxProblem, LabelledBox, area, as_array, fit, parse_obj
 from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
+from ..models.generation.box_grammar import Boxes
 from .kinds import Kind
 from .metrics.boxes import Detected, DetectionAP
 from .refcoco import BoxReader, read_boxes
@@ -27,6 +29,13 @@ class Detection(Kind):
     name = "detection"
     metrics = (DetectionAP,)
     settings = {"beam": 1, "max_len_b": 200}
+
+    def rules(self, codec: Codec) -> Boxes:
+        """Any number of boxes, each with a name in any words."""
+        words = torch.ones(len(codec.dictionary), dtype=torch.bool)
+        words[[codec.bos, codec.pad, codec.eos, codec.unk, codec.mask]] = False
+        words[codec.code0 : codec.bin0 + codec.num_bins] = False  # codes, and bins behind them
+        return Boxes(codec.bin0, codec.num_bins, codec.eos, 0, math.inf, words, len(words))
 
     def answer(
         self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]
@@ -79,7 +88,7 @@ class DetectionBuilder(BoxReader, Builder):
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
         picture = self.picture(index, row.image)
-        objects, counts, notes = self._objects(index, row, picture.size)
+        objects, counts, notes = self.objects(index, row, picture.size)
         side, boxes, scale = 2 * self.cfg.code_image_size, as_array([one.box for one in objects]), (1.0, 1.0)
         if self.training:
             if draw.random() < 0.5:
@@ -110,13 +119,20 @@ class DetectionBuilder(BoxReader, Builder):
         """The objects, in pixels of the stored picture; metrics prepare nothing from them."""
         return None
 
-    def _objects(
+    def listed(self, index: int, row: Row) -> list[LabelledBox]:
+        """The objects of a row as they stand there."""
+        try:
+            return parse_objects(row.objects)
+        except BoxProblem as problem:
+            raise self.bad(index, "objects", problem.reason, problem.remedy) from None
+
+    def objects(
         self, index: int, row: Row, size: tuple[int, int]
     ) -> tuple[list[LabelledBox], dict[str, int], tuple[str, ...]]:
         """The objects inside a picture of width and height `size`; what was put right, in numbers and in words."""
         fitted, notes, clamped = [], [], 0
         try:
-            for one in parse_objects(row.objects):
+            for one in self.listed(index, row):
                 box, moved = fit(one.box, *size)
                 if not area(box):
                     place = f"{self.store.path}:{self.store.line(index)}"

@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.scoring import SCORER_REGISTRY, BaseScorer, register_scorer
 
 from ..errors import UserError
+from ..shards import is_shard
 from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
@@ -64,13 +65,7 @@ class Evaluation:
 
     def result(self, name: str | None = None) -> str:
         """One metric in words; without a name the first, then the others in brackets."""
-        values = self.tally.values()
-        first = name or next(iter(values))
-        if not self.tally.rows:
-            return f"{first} not computed: no row of {self.subset} has a reference"
-        others = () if name else tuple(f"{other} = {value}" for other, value in values.items() if other != first)
-        text = f"{first} = {values[first]} on {self.tally.rows} rows of {self.subset}"
-        return f"{text} ({', '.join(others)})" if others else text
+        return in_words(self.tally, self.subset, name)
 
     def _finish(self) -> None:
         logger.info(self.result())
@@ -78,12 +73,35 @@ class Evaluation:
             return
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        scores = self.tally.values() if self.tally.rows else {}
-        counts = {"rows": len(self.entries), "scored": self.tally.rows}
-        write_json(folder / f"{self.subset}_scores.json", {**counts, **scores})
-        path = folder / f"{self.subset}_predict.json"
-        write_json(path, [self.entries[row] for row in sorted(self.entries)])
-        logger.info("wrote %d entries to %s", len(self.entries), path)
+        if is_shard():
+            totals = {metric.name: sums for group in self.tally.totals.values() for metric, sums in group}
+            share = {"scored": self.tally.rows, "totals": totals, "entries": self.entries}
+            write_json(folder / f"{self.subset}_share.json", share)
+        else:
+            finish(self.entries, self.tally, self.subset, folder)
+
+
+def in_words(tally: Tally, subset: str, name: str | None = None) -> str:
+    """One metric of a subset in words; without a name the first, then the others in brackets."""
+    values = tally.values()
+    first = name or next(iter(values))
+    if not tally.rows:
+        return f"{first} not computed: no row of {subset} has a reference"
+    others = () if name else tuple(f"{other} = {value}" for other, value in values.items() if other != first)
+    text = f"{first} = {values[first]} on {tally.rows} rows of {subset}"
+    return f"{text} ({', '.join(others)})" if others else text
+
+
+def finish(entries: Mapping[int, dict[str, Any]], tally: Tally, subset: str, folder: Path) -> str:
+    """Writes the two files of a subset whose every row has its entry, and returns the metrics in words."""
+    counts = {"rows": len(entries), "scored": tally.rows}
+    if rejected := sum("rejected" in entry for entry in entries.values()):
+        counts["rejected"] = rejected
+    write_json(folder / f"{subset}_scores.json", {**counts, **(tally.values() if tally.rows else {})})
+    path = folder / f"{subset}_predict.json"
+    write_json(path, [entries[row] for row in sorted(entries)])
+    logger.info("wrote %d entries to %s", len(entries), path)
+    return in_words(tally, subset)
 
 
 def write_json(path: Path, content: Any) -> None:

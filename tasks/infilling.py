@@ -13,6 +13,7 @@ from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
 from ..data.noise import LAST, Noise, excerpt
+from ..models.generation.grammar import Range
 from .kinds import Kind
 from .metrics.infilling import CodeAccuracy, Gapped, InfilledAccuracy
 
@@ -52,9 +53,9 @@ class ImageInfilling(Kind):
         count = code_count(cfg.code_image_size)
         return {"beam": 1, "min_len": count, "max_len_a": 0, "max_len_b": count}
 
-    def span(self, codec: Codec) -> tuple[int, int]:
+    def rules(self, codec: Codec) -> Range:
         """The codes."""
-        return codec.code0, codec.code0 + codec.code_dict_size
+        return Range(codec.code0, codec.code0 + codec.code_dict_size, (codec.eos,))
 
     def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> list[int]:
         """The codes, row after row."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ..data.codec import Codec
+from ..models.generation.grammar import Grammar
+from ..models.generation.trie import Trie
 from .metrics.base import Metric
 
 
@@ -30,9 +32,11 @@ class Kind:
         """Its settings under a task's configuration."""
         return dict(self.settings)
 
-    def span(self, codec: Codec) -> tuple[int, int] | None:
-        """The only ids, start <= id < end, that an answer may hold beside eos; None: any."""
-        return None
+    def rules(self, codec: Codec) -> Grammar | None:
+        """What an answer may be; None: anything."""
+        if not self.answers:
+            return None
+        return Trie.from_answers([codec.encode(f" {answer}").tolist() for answer in self.answers], codec.bos, codec.eos)
 
     def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> Any:
         """What a hypothesis says.

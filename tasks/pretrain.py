@@ -29,8 +29,7 @@ from ..data.negatives import Negatives
 from ..data.text import SEPARATOR, tidy_caption, tidy_question
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import BadRow, UserError
-from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
-from ..models.generation.trie import Trie
+from ..models.generation.grammar import Grammar
 from .asking import SETTINGS, AskedForm, AskedScore
 from .base import PATCH_PIXELS, OFATask, OFATaskConfig, Source
 from .caption import INSTRUCTION as WHAT_IS_SHOWN
@@ -629,14 +628,13 @@ class PretrainTask(OFATask):
         """A kind's own generation settings."""
         return SETTINGS if self.asks else KINDS[kind].generation(self.cfg)
 
-    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
-        """The models, under what a kind of example allows as an answer."""
-        if self.asks:
-            return super().ensemble_of(models, kind)
-        codec, of_kind = self.codec, KINDS[kind]
-        paths = [codec.encode(f" {answer}").tolist() for answer in of_kind.answers]
-        trie = Trie.from_answers(paths, bos=codec.bos, eos=codec.eos) if paths else None
-        return build_ensemble(models, trie, codec.pad, span=of_kind.span(codec), codes=of_kind.writes_codes)
+    def rules_of(self, kind: str) -> Grammar | None:
+        """What a kind of example allows as an answer."""
+        return super().rules_of(kind) if self.asks else KINDS[kind].rules(self.codec)
+
+    def writes_codes(self, kind: str) -> bool:
+        """Whether a kind's answers are image codes."""
+        return not self.asks and KINDS[kind].writes_codes
 
     def build_generator(self, models: list[nn.Module], args: Any, *rest: Any, **options: Any) -> Any:
         """A generator for each kind of example, made when it is needed."""

@@ -9,7 +9,6 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from fairseq.tasks import register_task
-from torch import nn
 
 from ..data import augment
 from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, to_bins, to_pixels
@@ -18,7 +17,7 @@ from ..data.codec import Codec
 from ..data.example import Example
 from ..data.text import tidy_caption
 from ..errors import UserError
-from ..models.generation.constraints import ConstrainedEnsemble, build_ensemble
+from ..models.generation.box_grammar import Boxes
 from .base import OFATask, OFATaskConfig
 from .kinds import Kind
 from .metrics.base import Metric
@@ -76,9 +75,9 @@ class Grounding(Kind):
 
     metrics = (Accuracy,)
 
-    def span(self, codec: Codec) -> tuple[int, int]:
-        """The bins."""
-        return codec.bin0, codec.bin0 + codec.num_bins
+    def rules(self, codec: Codec) -> Boxes:
+        """One box."""
+        return Boxes(codec.bin0, codec.num_bins, codec.eos)
 
     def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> Box | None:
         """The box in pixels of the stored picture; None where the answer is no box."""
@@ -186,9 +185,9 @@ class RefcocoTask(OFATask):
         cfg = self.cfg
         return self.all_metrics() if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric == self.metric.name else ()
 
-    def ensemble_of(self, models: list[nn.Module], kind: str) -> ConstrainedEnsemble:
-        """The models, which may write bins only."""
-        return build_ensemble(models, pad=self.codec.pad, span=self.kind.span(self.codec))
+    def rules_of(self, kind: str) -> Boxes:
+        """One box."""
+        return self.kind.rules(self.codec)
 
     def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | None:
         """The box in pixels of the stored picture."""

@@ -177,6 +177,8 @@ def test_make_shapes_writes_a_world_and_says_what_needs_no_look(tmp_path, capsys
         (["--shapes=0-2"], "--shapes 0-2: give the fewest and the most, from 1 to 6, such as 2-6"),
         (["--shapes=5-3"], "--shapes 5-3: give"),
         (["--shapes=many"], "--shapes many: give"),
+        (["--proportion=1:2"], "--proportion 1:2: give three numbers from 1 to 100, such as 1:3:2"),
+        (["--proportion=1:0:2"], "--proportion 1:0:2: give"),
     ],
 )
 def test_make_shapes_names_the_flag_that_is_wrong(tmp_path, capsys, flags, words):

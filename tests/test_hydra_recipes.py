@@ -82,7 +82,7 @@ def test_a_recipe_and_its_script_are_one_configuration(configuration, name):
 def test_the_name_of_a_size_is_the_whole_size(configuration, arch):
     model = of_recipe(configuration, "caption_nano", f"model._name={arch}")["model"]
     assert {key: model[key] for key in ARCHITECTURES[arch]} == ARCHITECTURES[arch]
-    assert model["_name"] == arch and all(model[key] is True for key in SWITCHED_ON)
+    assert model["_name"] == arch and all(model[key] is True for key in SWITCHED_ON[arch])
 
 
 def test_what_the_yaml_says_wins_over_the_size(configuration):

@@ -231,9 +231,15 @@ def test_launches_that_cannot_work_are_refused(variables, words):
     assert words in finished.stderr.splitlines()[-1]
 
 
-def test_evaluation_is_one_process():
-    refused = script("caption.sh", "evaluate", "base", "/data", CKPT="/c.pt", PROCS="2")
-    assert refused.returncode == 2 and "evaluate runs in one process" in refused.stderr
+def test_evaluation_runs_in_several_processes_of_one_host():
+    for where, cpu in (({"PROCS": "2"}, True), ({"GPUS": "2"}, False)):
+        printed = script("caption.sh", "evaluate", "base", "/data", CKPT="/c.pt", **where).stdout
+        assert "--distributed-world-size 2" in printed and ("--cpu" in printed) == cpu
+    alone = script("caption.sh", "evaluate", "base", "/data", CKPT="/c.pt", GPUS="0").stdout
+    assert "--distributed-world-size" not in alone
+    away = {"NODES": "2", "NODE_RANK": "0", "MASTER": "a", "PROCS": "1"}
+    refused = script("caption.sh", "evaluate", "base", "/data", CKPT="/c.pt", **away)
+    assert refused.returncode == 2 and "evaluate runs on one host" in refused.stderr
 
 
 def ranks(tmp_path, behaviour, **variables):

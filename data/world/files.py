@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ FORMAT = 1  # of the files; another number means that the same seed gives anothe
 MARK = "world.json"
 SPLITS = ("train", "valid", "test", "unseen_pairs", "unseen_backgrounds")
 SOURCES = ("vision_language", "text", "image", "detection")
-ROW_TYPES = ("caption", "qa", "visual_grounding")  # in turn
+ROW_TYPES = ("caption", "qa", "visual_grounding")
 DATASET = "shapes"  # column 6 of vision_language_examples.tsv
 LEAST = 8  # rows of a text, image or detection file, so that a batch can hold some of each
 CHUNK = 60  # rows that a process makes at a time
@@ -46,6 +47,7 @@ class World:
         shapes: the fewest and the most of a picture.
         side: pixels of a picture's side.
         code_side: pixels of the side of what image codes stand for; such pictures are twice as wide.
+        proportion: of captions, questions and expressions among the rows.
     """
 
     rows: int
@@ -54,6 +56,19 @@ class World:
     shapes: tuple[int, int] = (2, 6)
     side: int = 128
     code_side: int = 128
+    proportion: tuple[int, int, int] = (1, 1, 1)
+
+    @functools.cached_property
+    def turns(self) -> tuple[str, ...]:
+        """The types of rows one after another, over and over: each as often as it should be, and evenly spread."""
+        total, turns = sum(self.proportion), []
+        for place in range(1, total + 1):
+            behind = [
+                place * share / total - turns.count(kind)
+                for kind, share in zip(ROW_TYPES, self.proportion, strict=True)
+            ]
+            turns.append(ROW_TYPES[behind.index(max(behind))])
+        return tuple(turns)
 
     def contents(self, split: str) -> Contents:
         """What the scenes of a split may hold."""
@@ -81,7 +96,8 @@ class World:
         image = draw_scene(scene)
         cell = encode_png(image)
         if source == "vision_language":
-            return scene.digest, _vision_language(split, index, scene, draw, cell)
+            kind = self.turns[index % len(self.turns)]
+            return scene.digest, _vision_language(split, index, kind, scene, draw, cell)
         if source == "image":
             said = " ".join(map(str, palette.encode(image, self.code_side)))
         else:
@@ -167,10 +183,9 @@ def write_mark(folder: Path, facts: dict[str, object]) -> None:
         file.write("\n")
 
 
-def _vision_language(split: str, index: int, scene: Scene, draw: np.random.Generator, cell: str) -> Lines:
+def _vision_language(split: str, index: int, kind: str, scene: Scene, draw: np.random.Generator, cell: str) -> Lines:
     """One row of the mixture and the plain files; elsewhere than in training a picture serves each plain file."""
     about = next((shape for shape in scene.shapes if shape.pair in UNSEEN_PAIRS), None)
-    kind = ROW_TYPES[index % len(ROW_TYPES)]
     wanted = (kind,) if split == "train" else ROW_TYPES
     mixed, lines = ("", "", "", ""), {}
     if "caption" in wanted:

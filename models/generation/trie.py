@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .grammar import Grammar
+
 TOKEN_BITS = 31  # of a key; node numbers stand above them
 
 
@@ -17,7 +19,7 @@ def tokens_of(keys: Tensor) -> Tensor:
     return keys & (1 << TOKEN_BITS) - 1
 
 
-class Trie:
+class Trie(Grammar):
     """Answers between bos and eos, each token a step down the tree.
 
     Nodes are numbered level by level from the root, 0. The edges out of a node stand together, by token, in the order
@@ -33,6 +35,8 @@ class Trie:
         first: int64[E + 3], the number of edges that stand before those of each node.
         levels: the first node of each level, the root's first.
         widest: for each level, the most edges of a node there or below.
+        shortest, longest: tokens of the shortest and the longest answer, without its end.
+        count: number of different answers.
     """
 
     def __init__(self, keys: Tensor, ends: Tensor, bos: int = 0, eos: int = 2):
@@ -49,8 +53,8 @@ class Trie:
         self.levels.pop()
         self.widest = [int(counts[start:].max()) for start in self.levels]
         lengths = self.depth(ends)
-        self.min_length, self.max_length = int(lengths.min()), int(lengths.max())
-        self.size = len(ends.unique())
+        self.shortest, self.longest = int(lengths.min()) - 1, int(lengths.max()) - 1
+        self.count = len(ends.unique())
         self._elsewhere: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -85,7 +89,7 @@ class Trie:
 
     def __len__(self) -> int:
         """Number of different answers."""
-        return self.size
+        return self.count
 
     def next_tokens(self, prefix: Sequence[int]) -> list[int]:
         """Ids that may follow `prefix` (which starts with bos), ascending.
@@ -127,7 +131,7 @@ class Trie:
         edges = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
         return torch.where(keys[edges] == wanted, edges + 1, self.lost)
 
-    def followers(self, nodes: Tensor, level: int = 0) -> tuple[Tensor, Tensor]:
+    def followers(self, nodes: Tensor, level: int = 0, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What may come next, in as many columns as the widest of the nodes needs.
 
         On a GPU, where to ask for that number would be to wait, they are as many as any node has from `level` on.
@@ -135,6 +139,7 @@ class Trie:
         Args:
             nodes: int64[R].
             level: the least that any of them stands on.
+            left: not read; see `Grammar.followers`.
 
         Returns:
             int64[R, W] tokens, ascending, and bool[R, W], whether there is one; 0 where there is none.

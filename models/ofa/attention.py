@@ -49,24 +49,32 @@ class Attention(nn.Module):
         bias: Tensor,
         padding: Tensor | None = None,
         need_weights: bool = False,
+        written: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
         Args:
-            query: float[B, T, D].
+            query: float[R, T, D]. Rows that share a source, K for each of B, are taken as K * T queries of it.
             keys, values: float[B, H, S, D / H], from `keys_and_values`.
-            bias: float[1 or B, H, T, S], added to the logits; -inf where a query may not look.
+            bias: float[1 or R, H, T, S], added to the logits; -inf where a query may not look.
             padding: float[B, 1, 1, S], 0 or -inf, or None.
             need_weights: also return the weights, at the price of the fused kernels.
+            written: bool[N, K, K, S], whose past is whose among the rows of N sentences (`DecoderCache.mask`), or None
+                where each row of `keys` is the past of that row.
 
         Returns:
-            float[B, T, D], and float[B, H, T, S] (before dropout) or None.
+            float[R, T, D], and float[R, H, T, S] (before dropout) or None.
         """
+        rows, length, _ = query.shape
+        if rows > len(keys):
+            query, bias = query.reshape(len(keys), -1, query.shape[2]), _folded(bias, rows // len(keys), len(keys))
         queries = split_heads(self.q_proj(query), self.heads)
         bias = bias.to(queries.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if need_weights:
+        if written is not None:
+            out = _among_beams(queries * self.scale, keys, values, _masked(bias, padding), written)
+        elif need_weights:
             logits = queries * self.scale @ keys.transpose(-1, -2) + _masked(bias, padding)
             weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
             out = F.dropout(weights, dropout) @ values
@@ -77,7 +85,10 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=self.scale)
         if self.c_attn is not None:
             out = out * self.c_attn.view(1, -1, 1, 1)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), weights
+        out = self.out_proj(out.transpose(1, 2).flatten(2)).view(rows, length, -1)
+        if weights is not None and rows > len(keys):
+            weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # [B, H, K * T, S] by row
+        return out, weights
 
 
 class FlashWithBias(torch.autograd.Function):
@@ -137,6 +148,44 @@ class FlashWithBias(torch.autograd.Function):
             slope = slope.unflatten(0, (-1, heads))
             grad_bias[of_bias] += slope.sum(0, keepdim=True) if len(bias) == 1 < len(slope) else slope
         return *grads, grad_bias, None, None
+
+
+def _folded(bias: Tensor, beams: int, sources: int) -> Tensor:
+    """The bias of rows for the queries of their sources: float[1, B or R, H, T, S] to float[1 or B, H, K * T, S]."""
+    if len(bias) == sources * beams:
+        return bias.unflatten(0, (sources, beams)).transpose(1, 2).flatten(2, 3)
+    return bias.repeat(1, 1, beams, 1)
+
+
+def _among_beams(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, written: Tensor) -> Tensor:
+    """Attention of rows whose past the rows of their sentence have written by turns; no key is moved.
+
+    Every row looks at the keys of all K rows of its sentence and keeps, of each position, the one that is its own past.
+
+    Args:
+        queries: float[R, H, T, d], scaled.
+        keys, values: float[R, H, S, d].
+        bias: float[1 or R, H, T, S].
+        written: bool[N, K, K, S].
+
+    Returns:
+        float[R, H, T, d].
+    """
+    sentences, beams = written.shape[:2]
+    rows, heads, length, _ = queries.shape
+    asked = queries.unflatten(0, (sentences, beams)).transpose(1, 2).flatten(2, 3).unsqueeze(1)  # [N, 1, H, K * T, d]
+    keys, values = (part.unflatten(0, (sentences, beams)) for part in (keys, values))  # [N, K, H, S, d]
+    logits = (asked @ keys.transpose(-1, -2)).unflatten(3, (beams, length))  # [N, writer, H, K, T, S]
+    bias = (
+        bias.unflatten(0, (-1, beams)).transpose(1, 2) if len(bias) == rows else bias.unsqueeze(2)
+    )  # [., H, K or 1, T, S]
+    logits = logits + bias.unsqueeze(1)
+    logits = logits.masked_fill(~written[:, :, None, :, None], -torch.inf)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = (wide - wide.amax((1, 5), keepdim=True)).exp()
+    weights = (weights / weights.sum((1, 5), keepdim=True)).to(logits.dtype)
+    out = (weights.flatten(3, 4) @ values).sum(1)  # [N, H, K * T, d]
+    return out.unflatten(2, (beams, length)).transpose(1, 2).flatten(0, 1)
 
 
 def _masked(bias: Tensor, padding: Tensor | None) -> Tensor:

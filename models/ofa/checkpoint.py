@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,9 @@ LAYER_NORMS = {
     "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
 }
 """What `layer_norms.0`, `.1` ... were called when BART was young."""
+
+BEYOND = ("layer4.", "fc.")
+"""What a whole ResNet has and OFA's does not: the last stage and the classifier."""
 
 SIZE_FLAGS = (
     (r"token_rp_bucket|token_rel_pos_table", "--token-bucket-size, --max-source-positions, --max-target-positions"),
@@ -121,6 +125,47 @@ def compare(model: nn.Module, state: Mapping[str, Tensor], strict: bool, allow_m
         if strict and not allow_missing:
             raise UserError(f"{text}; check --arch, or start them at random with --allow-missing-weights")
         logger.warning("%s; they keep the values the model was built with", text)
+
+
+def load_backbone(backbone: nn.Module, path: str) -> None:
+    """Gives an image backbone the weights of a file (`--resnet-model-path`), all of them or none.
+
+    Args:
+        backbone: `encoder.embed_images` of a new model.
+        path: a state dict as torch.save writes it, from `ofa train-backbone` or of torchvision's ResNet of that depth,
+            whose fourth stage and classifier are left out; or an OFA checkpoint, whose backbone is taken.
+
+    Raises:
+        UserError: the file cannot be read, holds more than data, or is of another backbone.
+    """
+    flag = f"--resnet-model-path {path}"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{flag}: cannot be read ({error.strerror or error}): give a file of weights") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{flag}: damaged, no file of weights, or more than weights: nothing of it was used") from error
+    for name in ("model", "state_dict"):
+        state = state[name] if isinstance(state, dict) and name in state else state
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{flag}: holds no state dict: save the weights alone, torch.save(model.state_dict(), ...)")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    inside = "encoder.embed_images."
+    if any(key.startswith(inside) for key in state):
+        state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+    state = {key: value for key, value in state.items() if not key.startswith(BEYOND)}
+    own = backbone.state_dict()
+    _fit_batch_norm(own, state)
+    wrong = {
+        "is not there": own.keys() - state.keys(),
+        "is of no use": state.keys() - own.keys(),
+        "is of another size": {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape},
+    }
+    for what, names in wrong.items():
+        if names:
+            raise UserError(f"{flag}: weights of another backbone: {_some(sorted(names))} {what}; check --resnet-type")
+    backbone.load_state_dict(state)
+    logger.info("the image backbone starts from %s", path)
 
 
 def _rename(state: dict[str, Tensor]) -> None:

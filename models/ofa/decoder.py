@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UserError
+from .cache import DecoderCache
 from .config import OFAConfig
 from .encoder import is_shared
 from .layers import DecoderLayer
@@ -38,6 +39,8 @@ class Decoder(FairseqIncrementalDecoder):
         dictionary: fairseq Dictionary of the target.
         embed_tokens: the token matrix, shared with the encoder and the output.
     """
+
+    shares_sources = True  # several rows may share what the encoder returned, see `forward`
 
     def __init__(self, cfg: OFAConfig, dictionary: Any, embed_tokens: nn.Embedding):
         super().__init__(dictionary)
@@ -80,7 +83,7 @@ class Decoder(FairseqIncrementalDecoder):
         prev_output_tokens: Tensor,
         code_masks: Tensor | None = None,
         encoder_out: dict[str, list[Tensor]] | None = None,
-        incremental_state: dict[str, dict[str, Tensor]] | None = None,
+        incremental_state: dict[str, Any] | None = None,
         features_only: bool = False,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
@@ -91,10 +94,11 @@ class Decoder(FairseqIncrementalDecoder):
         """Scores what may follow each previous token.
 
         Args:
-            prev_output_tokens: int64[B, T], begins with bos, padded on the right; also with `incremental_state`, where
+            prev_output_tokens: int64[R, T], begins with bos, padded on the right; also with `incremental_state`, where
                 only the positions that the state has not seen are computed.
-            code_masks: bool[B], True where a row writes image codes; None: all write text.
-            encoder_out: what the encoder returned, in the rows of `prev_output_tokens`.
+            code_masks: bool[R], True where a row writes image codes; None: all write text.
+            encoder_out: what the encoder returned for B sources. K = R / B rows after one another share each, such as
+                the beams of a search, and then all of them write text, or all image codes.
             incremental_state: filled here and handed back at the next step.
             features_only: return the states in front of the output matrix.
             full_context_alignment: no causal mask.
@@ -103,8 +107,8 @@ class Decoder(FairseqIncrementalDecoder):
             src_lengths, return_all_hiddens: taken for fairseq's sake; not read.
 
         Returns:
-            float[B, t, V] (or float[B, t, D]) for the t positions computed, and
-            {"attn": [float[B, t, S] or None], "inner_states": [float[t, B, D], the first layer's input, all outputs]}.
+            float[R, t, V] (or float[R, t, D]) for the t positions computed, and
+            {"attn": [float[R, t, S] or None], "inner_states": [float[t, R, D], the first layer's input, all outputs]}.
 
         Raises:
             UserError: more positions than the model has.
@@ -125,7 +129,7 @@ class Decoder(FairseqIncrementalDecoder):
         prev_output_tokens: Tensor,
         code_masks: Tensor | None,
         encoder_out: dict[str, list[Tensor]],
-        incremental_state: dict[str, dict[str, Tensor]] | None = None,
+        incremental_state: dict[str, Any] | None = None,
         full_context_alignment: bool = False,
         alignment_layer: int | None = None,
         alignment_heads: int | None = None,
@@ -134,14 +138,18 @@ class Decoder(FairseqIncrementalDecoder):
         source = encoder_out["encoder_out"][0].transpose(0, 1)  # [B, S, D]
         cache, start = None, 0
         if incremental_state is not None:
-            cache = incremental_state.setdefault(CACHE, {})
-            start = cache["self.0.keys"].shape[2] if cache else 0
+            if CACHE not in incremental_state:
+                incremental_state[CACHE] = DecoderCache(prev_output_tokens, len(source))
+            cache = incremental_state[CACHE]
+            start = cache.length
         if alignment_layer is None and self.need_attn:
             alignment_layer = -1
         if alignment_layer is not None:
             alignment_layer %= len(self.layers)
 
         modes = self._modes(prev_output_tokens, code_masks, encoder_out, cache, start, full_context_alignment)
+        if cache is not None:
+            cache.grow(prev_output_tokens.shape[1] - start)
         x = self._embed(prev_output_tokens[:, start:], modes, code_masks)
         padding = _mask(prev_output_tokens.eq(self.padding_idx), x)
         cross_bias = _by_row([mode.cross for mode in modes], code_masks)
@@ -150,7 +158,7 @@ class Decoder(FairseqIncrementalDecoder):
         for number in range(len(self.layers)):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            rest = (cross_bias, padding, source_padding, cache, str(number), number == alignment_layer)
+            rest = (cross_bias, padding, source_padding, cache, number, number == alignment_layer)
             if self.checkpoint_activations and self.training:
                 x, weights = checkpoint(self._layer, number, x, source, modes, code_masks, *rest, use_reentrant=False)
             else:
@@ -210,7 +218,7 @@ class Decoder(FairseqIncrementalDecoder):
         previous: Tensor,
         code_masks: Tensor | None,
         encoder_out: dict[str, list[Tensor]],
-        cache: dict[str, Tensor] | None,
+        cache: DecoderCache | None,
         start: int,
         full_context: bool,
     ) -> list[Mode]:
@@ -220,6 +228,8 @@ class Decoder(FairseqIncrementalDecoder):
             raise ValueError(f"the incremental state holds {start} positions already, and {length} tokens were given")
         codes = code_masks is not None and bool(code_masks.any())
         text = not codes or not bool(code_masks.all())
+        if codes and text and len(previous) > len(encoder_out["encoder_padding_mask"][0]):
+            raise ValueError("rows that share a source write text, or image codes, all of them")
         limit = self.max_target_positions if text else len(self.image_position_idx)
         if length > limit:
             raise UserError(
@@ -227,13 +237,13 @@ class Decoder(FairseqIncrementalDecoder):
                 "--max-tgt-length (generation: --max-len-b), or train a model with a larger --max-target-positions"
             )
 
-        source_keys = None if cache is None else cache.get("cross.position")
+        source_keys = None if cache is None else cache.positions.get("source")
         if source_keys is None:
             positions = encoder_out["position_embeddings"][0]
             positions = positions[:1] if is_shared(positions) else positions
             source_keys = split_heads(self.cross_pos_k_linear(positions), self.heads)
             if cache is not None:
-                cache["cross.position"] = source_keys
+                cache.positions["source"] = source_keys
         causal = None
         if not full_context and length - start > 1:
             ahead = torch.ones(length - start, length, dtype=torch.bool, device=previous.device).triu(start + 1)
@@ -243,9 +253,9 @@ class Decoder(FairseqIncrementalDecoder):
             normed = norm(positions)
             keys = split_heads(self.self_pos_k_linear(normed), self.heads)
             if cache is not None:
-                if name in cache:
-                    keys = torch.cat([cache[name], keys], 2)
-                cache[name] = keys
+                if name in cache.positions:
+                    keys = torch.cat([cache.positions[name], keys], 2)
+                cache.positions[name] = keys
             queries = split_heads(self.self_pos_q_linear(normed), self.heads) * self.position_scale
             absolute = queries @ keys.transpose(-1, -2)
             cross = split_heads(self.cross_pos_q_linear(normed), self.heads) * self.position_scale
@@ -257,13 +267,13 @@ class Decoder(FairseqIncrementalDecoder):
             positions = self.embed_positions.weight[start:length].unsqueeze(0)
             buckets = self.token_rp_bucket[start:length, :length]
             tables = self.token_rel_pos_table_list
-            modes.append(mode("position.text", positions, self.pos_ln, tables, buckets, self.layernorm_embedding))
+            modes.append(mode("text", positions, self.pos_ln, tables, buckets, self.layernorm_embedding))
         if codes:
             ids = self.image_position_idx[:length]
             positions = self.embed_image_positions(ids[start:]).unsqueeze(0)
             buckets = self.image_rp_bucket[ids[start:, None], ids]
             tables, norm = self.image_rel_pos_table_list, self.code_layernorm_embedding
-            modes.append(mode("position.codes", positions, self.image_pos_ln, tables, buckets, norm))
+            modes.append(mode("codes", positions, self.image_pos_ln, tables, buckets, norm))
         return modes
 
     def _layer(
@@ -282,19 +292,10 @@ class Decoder(FairseqIncrementalDecoder):
         """What a batch that writes image codes only does not use."""
         return [self.layernorm_embedding, self.embed_positions, self.pos_ln, self.token_rel_pos_table_list]
 
-    def reorder_incremental_state(self, incremental_state: dict[str, dict[str, Tensor]], new_order: Tensor) -> None:
-        """Follows the beams: the rows become `new_order` (int64[N]).
-
-        What comes from the source stays where it is while the number of rows does, since beams move within their
-        sentence (as in fairseq); keys of target positions are the same for all rows.
-        """
-        cache = incremental_state.get(CACHE, {})
-        for name, value in cache.items():
-            kind = name.partition(".")[0]
-            same_source = kind == "cross" and len(new_order) == value.shape[0]
-            if kind == "position" or same_source or (name == "cross.position" and value.shape[0] == 1):
-                continue
-            cache[name] = value.index_select(0, new_order)
+    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        """Follows the beams: the rows become `new_order` (int64[N]), see `DecoderCache.reorder`."""
+        if CACHE in incremental_state:
+            incremental_state[CACHE].reorder(new_order)
 
     def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
         """fairseq's hook before generation: `--print-alignment` needs the last layer's cross-attention."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention
+from .cache import DecoderCache
 from .config import OFAConfig
 
 
@@ -110,42 +111,42 @@ class DecoderLayer(Layer):
         cross_bias: Tensor,
         self_padding: Tensor | None = None,
         cross_padding: Tensor | None = None,
-        cache: dict[str, Tensor] | None = None,
-        name: str = "",
+        cache: DecoderCache | None = None,
+        number: int = 0,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """One layer.
 
         Args:
-            x: float[B, T, D]; with a cache, the new positions only.
-            source: float[B, S, D], the encoder's output.
-            self_bias: float[1 or B, H, T, all positions], causal mask included.
+            x: float[R, T, D]; with a cache, the new positions only.
+            source: float[B, S, D], the encoder's output; K = R / B rows share each of them.
+            self_bias: float[1 or R, H, T, all positions], causal mask included.
             cross_bias: float[1 or B, H, T, S].
-            self_padding, cross_padding: float[B, 1, 1, all positions or S], 0 or -inf, or None.
-            cache: keys and values of earlier positions and of the source, read and extended under `name`.
+            self_padding, cross_padding: float[R or B, 1, 1, all positions or S], 0 or -inf, or None.
+            cache: keys and values of earlier positions and of the source, read and extended.
+            number: this layer's, in the cache.
             need_weights: also return the attention to the source.
 
         Returns:
-            float[B, T, D], and float[B, H, T, S] or None.
+            float[R, T, D], and float[R, H, T, S] or None.
         """
         normed = self.self_attn_layer_norm(x)
         keys, values = self.self_attn.keys_and_values(normed)
+        written = None
         if cache is not None:
-            if f"self.{name}.keys" in cache:
-                keys = torch.cat([cache[f"self.{name}.keys"], keys], 2)
-                values = torch.cat([cache[f"self.{name}.values"], values], 2)
-            cache[f"self.{name}.keys"], cache[f"self.{name}.values"] = keys, values
-        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding)
+            keys, values = cache.extend(number, keys, values)
+            written = cache.mask
+        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding, written=written)
         if self.self_attn_ln is not None:
             attended = self.self_attn_ln(attended)
         x = self.add(x, attended)
 
-        if cache is not None and f"cross.{name}.keys" in cache:
-            keys, values = cache[f"cross.{name}.keys"], cache[f"cross.{name}.values"]
+        if cache is not None and number in cache.source:
+            keys, values = cache.source[number]
         else:
             keys, values = self.encoder_attn.keys_and_values(source)
             if cache is not None:
-                cache[f"cross.{name}.keys"], cache[f"cross.{name}.values"] = keys, values
+                cache.source[number] = keys, values
         normed = self.encoder_attn_layer_norm(x)
         attended, weights = self.encoder_attn(normed, keys, values, cross_bias, cross_padding, need_weights)
         if self.cross_attn_ln is not None:

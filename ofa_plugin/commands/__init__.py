@@ -10,6 +10,7 @@ VERBS = {
     "doctor": "doctor",
     "user-dir": "user_dir",
     "train-bpe": "train_bpe",
+    "train-backbone": "train_backbone",
     "make-shapes": "make_shapes",
     "prepare": "prepare",
 }

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", metavar="N", type=int, required=True, help="captions, questions and expressions to train on")
     add("--seed", metavar="N", type=int, required=True, help="of everything: the same one gives the same files")
     add("--shapes", metavar="A-B", default="2-6", help="the fewest and the most shapes of a picture (default: 2-6)")
+    add("--proportion", metavar="C:Q:E", default="1:1:1", help="captions, questions, expressions (default: 1:1:1)")
     add("--side", metavar="PIXELS", type=int, default=SIDE, help="of a picture (default: 128)")
     add("--code-image-size", metavar="PIXELS", type=int, default=CODE_SIDE, help="as in training (default: 128)")
     add("--held-out", metavar="N", type=int, help="rows of each other split (default: a tenth, from 60 to 1000)")
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         shapes=_counts(args.shapes),
         side=_within("--side", args.side, 48, 1024),
         code_side=_within("--code-image-size", args.code_image_size, 32, 512),
+        proportion=_proportion(args.proportion),
     )
     if world.code_side % 8:
         raise UserError(f"--code-image-size {world.code_side}: give a multiple of 8, one code for 8 x 8 pixels")
@@ -142,6 +144,14 @@ def _within(flag: str, value: int, least: int, most: int) -> int:
     if not least <= value <= most:
         raise UserError(f"{flag} {value}: give a number from {least} to {most}")
     return value
+
+
+def _proportion(text: str) -> tuple[int, ...]:
+    """`1:3:2` to (1, 3, 2)."""
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 100 for part in parts):
+        raise UserError(f"--proportion {text}: give three numbers from 1 to 100, such as 1:3:2")
+    return tuple(map(int, parts))
 
 
 def _counts(text: str) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
         for folder in ("caption_nano", "other")
     ]
     assert {key: models[0][key] for key in ARCHITECTURES["ofa_nano"]} == ARCHITECTURES["ofa_nano"]
-    assert models[0]["dropout"] == 0.1 and models[0]["scale_fc"] is True
+    assert models[0]["dropout"] == 0.1 and models[0]["disable_entangle"] is True
     assert {key for key in models[0] if models[0][key] != models[1][key]} == {"encoder_layers", "dropout"}
 
 
@@ -105,7 +105,9 @@ def test_the_command_of_the_page_on_data_makes_the_table_shown_there(tmp_path):
 
 def test_the_commands_of_the_page_on_pretraining_train_evaluate_and_ask(tmp_path):
     train, ask = (block.replace("run_scripts/", f"{ROOT}/run_scripts/") for block in blocks("docs/pretraining.md"))
-    typed(train, tmp_path, rows="64", vocab_size="420", max_update="2")
+    train = train.replace("--autocast bf16\nPROCS", "--autocast bf16 --batches 2\nPROCS")
+    train = train.replace("--resnet-model-path resnet.pt", "--resnet-model-path resnet.pt --max-update 2")
+    typed(train, tmp_path, rows="64", vocab_size="420")
     scores = json.loads((tmp_path / "results" / "pretrain_nano" / "valid_scores.json").read_text())
     assert {"cider", "vqa_score", "detection_ap50"} <= set(scores)
     finished = typed(ask, tmp_path)

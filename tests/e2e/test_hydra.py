@@ -68,7 +68,7 @@ def test_a_recipe_trains_and_resumes_as_its_script_trains_and_its_checkpoint_ans
     assert len(of_shell) == 4 and of_parts == of_shell
     one, other = state(tmp_path / "shell"), state(tmp_path / "yaml")
     assert dict(other["cfg"]["model"]) == dict(one["cfg"]["model"])
-    assert other["cfg"]["model"]["encoder_embed_dim"] == 128 and other["cfg"]["model"]["scale_heads"] is True
+    assert other["cfg"]["model"]["encoder_embed_dim"] == 128 and other["cfg"]["model"]["disable_entangle"] is True
     for key, value in one["model"].items():
         assert torch.equal(value, other["model"][key]), key
     results = [generated(world, task, tmp_path / save) for save in ("shell", "yaml")]

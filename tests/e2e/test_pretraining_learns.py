@@ -26,10 +26,13 @@ def run(*command, **variables):
 def test_a_mixture_of_eight_tasks_is_learned_from_shapes(tmp_path):
     world = tmp_path / "shapes"
     ofa = (sys.executable, "-m", "ofa_plugin.cli")
-    run(*ofa, "make-shapes", world, "--rows", 40000, "--seed", 7, "--code-image-size", 64)
+    run(*ofa, "make-shapes", world, "--rows", 60000, "--seed", 7, "--code-image-size", 64, "--proportion", "1:3:2")
     texts = (f"{world}/train/vision_language_examples.tsv:2,3,4", f"{world}/train/text_examples.tsv:1")
     run(*ofa, "train-bpe", world / "bpe", *texts, "--vocab-size", 480)
+    backbone = tmp_path / "resnet.pt"
+    run(*ofa, "train-backbone", world / "train" / "detection_examples.tsv", backbone, "--autocast", "bf16")
     script = ("bash", ROOT / "run_scripts" / "pretrain.sh", "train", "nano", world, "--disable-validation")
+    script += ("--resnet-model-path", backbone, "--autocast", "bf16")
     where = {"PROCS": "2", "BPE_DIR": str(world / "bpe"), "SAVE": str(tmp_path / "save"), "PYTHON": sys.executable}
     run(*script, **where)
     table = run(

@@ -115,3 +115,26 @@ def test_a_training_row_outside_the_set_is_a_bad_row_and_an_evaluated_one_scores
 def test_an_answer_column_of_another_form_is_a_bad_row(codec, tmp_path):
     with pytest.raises(BadRow, match=r"rows.tsv:1: answers: "):
         only(tmp_path, codec, ["1", synthetic_image(8, 8), "why", "yes", ""], ["yes"])
+
+
+def test_questions_about_one_picture_share_it_in_evaluation_only(tmp_path, codec):
+    first, second = synthetic_image(40, 30), synthetic_image(30, 40)
+    images = [first, first, second, first]
+    lines = [f"{n}\t{image}\twhat is it?\t1.0|!+yes\t\n" for n, image in enumerate(images)]
+    (tmp_path / "rows.tsv").write_text("".join(lines), encoding="utf-8")
+    store = TSVStore(str(tmp_path / "rows.tsv"), VQABuilder.columns, None, VQABuilder.required)
+    cfg = settings(prompt_type="none", add_object=False, max_object_length=30)
+    decoded = []
+
+    class Counted(PictureLoader):
+        def __call__(self, cell):
+            decoded.append(cell)
+            return super().__call__(cell)
+
+    for training, count in ((False, 2), (True, 4)):
+        decoded.clear()
+        made = VQABuilder(store, codec, cfg, training, Counted(tmp_path, 32), None)
+        examples = [one for n in range(4) for one in made.examples(n, store[n], np.random.default_rng(0))]
+        inputs = collate(examples, codec.bos, codec.pad)["net_input"]
+        assert len(decoded) == len(inputs["patch_images"]) == count
+    assert "image_rows" not in inputs

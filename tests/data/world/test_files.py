@@ -14,7 +14,7 @@ from PIL import Image
 
 from ofa_plugin.data import palette
 from ofa_plugin.data.world.drawing import draw_scene
-from ofa_plugin.data.world.files import SOURCES, SPLITS, World, claim, total, write_mark, write_world
+from ofa_plugin.data.world.files import ROW_TYPES, SOURCES, SPLITS, World, claim, total, write_mark, write_world
 from ofa_plugin.data.world.language import OBJECTS, expression
 from ofa_plugin.data.world.scene import COLOURS, UNSEEN_BACKGROUNDS, UNSEEN_PAIRS
 from ofa_plugin.errors import UserError
@@ -218,3 +218,15 @@ def test_an_easy_world_has_one_or_two_shapes_and_no_larger_number_as_answer(tmp_
     assert counts == {1, 2}
     types = json.loads((tmp_path / "negative_sample" / "type2ans.json").read_text())
     assert types["how many"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("proportion", [(1, 1, 1), (1, 3, 2), (5, 1, 1), (1, 1, 7)])
+def test_rows_come_in_proportion_and_evenly_spread(proportion):
+    turns = World(rows=24, held_out=8, seed=1, proportion=proportion).turns
+    total = sum(proportion)
+    assert len(turns) == total
+    for kind, share in zip(ROW_TYPES, proportion, strict=True):
+        assert turns.count(kind) == share
+        for place in range(1, total + 1):
+            assert abs(turns[:place].count(kind) - place * share / total) < 1
+    assert proportion != (1, 1, 1) or turns == ROW_TYPES

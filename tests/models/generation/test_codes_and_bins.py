@@ -8,6 +8,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from ofa_plugin.errors import UserError
 from ofa_plugin.models.generation import build_ensemble
+from ofa_plugin.models.generation.grammar import Range
 from tests.helpers.small_model import build_small, load_case, net_input, small_copy, small_dictionary
 from tests.helpers.toy_decoder import ToyModel, toy_dictionary
 
@@ -28,7 +29,7 @@ def asked(rows=None):
 def test_every_token_lies_in_the_span_and_their_number_in_its_limits(beam, least, most):
     dictionary, span = toy_dictionary(40), (12, 22)
     for seed in range(40):
-        ensemble = build_ensemble([ToyModel.random(40, seed)], span=span)
+        ensemble = build_ensemble([ToyModel.random(40, seed)], rules=Range(*span))
         generator = SequenceGenerator(ensemble, dictionary, beam_size=beam, min_len=least, max_len_a=0, max_len_b=most)
         sample = {"net_input": {"src_tokens": torch.tensor([[4, 2], [5, 2], [6, 2]])}}
         for hypotheses in generator.generate([], sample, bos_token=0):
@@ -41,7 +42,7 @@ def test_every_token_lies_in_the_span_and_their_number_in_its_limits(beam, least
 
 def test_a_span_renormalises_what_it_leaves():
     """All sequences of up to two of two tokens: their probabilities sum to one."""
-    ensemble = build_ensemble([ToyModel.random(16, 3)], span=(7, 9))
+    ensemble = build_ensemble([ToyModel.random(16, 3)], rules=Range(7, 9))
     generator = SequenceGenerator(
         ensemble, toy_dictionary(16), beam_size=7, min_len=1, max_len_a=0, max_len_b=1, normalize_scores=False
     )
@@ -74,7 +75,7 @@ def teacher_forced(model, inputs, tokens, span, codes):
 @pytest.mark.parametrize(("span", "codes", "count"), [(CODES, True, 16), (BINS, False, 4)], ids=["codes", "bins"])
 def test_generated_tokens_score_as_in_a_pass_over_all_of_them(beam, span, codes, count):
     model = small_copy()
-    ensemble = build_ensemble([model], span=span, codes=codes)
+    ensemble = build_ensemble([model], rules=Range(*span), codes=codes)
     assert ensemble.has_incremental_states()
     generator = SequenceGenerator(ensemble, DICTIONARY, beam_size=beam, min_len=count, max_len_a=0, max_len_b=count)
     inputs, lengths = asked(), []
@@ -95,7 +96,7 @@ def test_generated_tokens_score_as_in_a_pass_over_all_of_them(beam, span, codes,
 
 def test_greedy_codes_are_the_likeliest_at_each_step():
     model, inputs = small_copy(), asked(1)
-    ensemble = build_ensemble([model], span=CODES, codes=True)
+    ensemble = build_ensemble([model], rules=Range(*CODES), codes=True)
     generator = SequenceGenerator(ensemble, DICTIONARY, beam_size=1, min_len=8, max_len_a=0, max_len_b=8)
     [[hypothesis]] = generator.generate([], {"net_input": inputs}, bos_token=0)
     tokens = hypothesis["tokens"].tolist()
@@ -111,12 +112,12 @@ def test_as_many_codes_as_the_grid_has_whatever_the_text_positions():
     model, _ = build_small(recipe=None, max_target_positions=20, code_image_size=64)
     count = 64
     inputs = asked(1)
-    ensemble = build_ensemble([model], span=CODES, codes=True)
+    ensemble = build_ensemble([model], rules=Range(*CODES), codes=True)
     assert ensemble.max_decoder_positions() == count + 770
     generator = SequenceGenerator(ensemble, DICTIONARY, beam_size=1, min_len=count, max_len_a=0, max_len_b=count)
     [[hypothesis]] = generator.generate([], {"net_input": inputs}, bos_token=0)
     assert len(hypothesis["tokens"]) == count + 1
-    text = build_ensemble([model], span=CODES)
+    text = build_ensemble([model], rules=Range(*CODES))
     assert text.max_decoder_positions() == 20
     with pytest.raises((UserError, AssertionError)):
         SequenceGenerator(text, DICTIONARY, beam_size=1, min_len=count, max_len_a=0, max_len_b=count).generate(

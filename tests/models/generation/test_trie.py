@@ -32,10 +32,10 @@ def test_trie_offers_only_inserted_continuations():
 
 
 def test_lengths_count_eos_and_answers_count_once(trie):
-    assert (len(trie), trie.min_length, trie.max_length) == (5, 2, 4)
+    assert (len(trie), trie.shortest, trie.longest) == (5, 1, 3)
     words = [word[1:-1] for word in FIXTURE["words"]]
     more = Trie.from_answers([*words, words[0], [20, 21, 22, 23]], eos=FIXTURE["eos"])
-    assert (len(more), more.max_length, len(more.ends)) == (6, 5, len(words) + 2)
+    assert (len(more), more.longest, len(more.ends)) == (6, 4, len(words) + 2)
     assert more.ends[0] == more.ends[len(words)]
 
 

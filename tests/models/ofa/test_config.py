@@ -33,12 +33,14 @@ def test_no_flag_is_on_by_default():
 def test_arch_fills_its_row_and_switches(arch: str):
     cfg = from_command_line("--arch", arch)
     assert {key: getattr(cfg, key) for key in ARCHITECTURES[arch]} == ARCHITECTURES[arch]
-    assert all(getattr(cfg, key) is True for key in SWITCHED_ON)
+    switches = {f.name for f in fields(OFAConfig) if f.default is False and getattr(cfg, f.name) is True}
+    assert switches == set(SWITCHED_ON[arch])
+    assert len(switches) == (1 if arch == "ofa_nano" else 4)
 
 
 def test_official_switches_given_as_well_stay_on():
     cfg = from_command_line("--arch", "ofa_tiny", "--scale-attn", "--scale-fc", "--scale-heads", "--disable-entangle")
-    assert all(getattr(cfg, key) is True for key in SWITCHED_ON)
+    assert all(getattr(cfg, key) is True for key in SWITCHED_ON["ofa_tiny"])
 
 
 def test_a_flag_wins_over_the_arch():

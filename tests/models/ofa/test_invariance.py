@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,7 +97,77 @@ def test_positions_of_the_source_are_computed_for_one_row():
     state: dict[str, dict[str, Tensor]] = {}
     model.decoder(tokens[[0, 0, 0, 1, 1, 1], :1], encoder_out=encoded, incremental_state=state)
     assert encoded["position_embeddings"][0].shape[0] == 6
-    assert state["ofa"]["cross.position"].shape[0] == 1
+    assert state["ofa"].positions["source"].shape[0] == 1
+
+
+SEARCHES = {
+    "beams move": [[0, 0, 1, 3, 3, 3], [2, 0, 0, 4, 5, 3], [1, 2, 2, 3, 3, 4]],
+    "beams stay": [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]],
+    "the first sentence leaves": [[0, 1, 1, 5, 4, 3], [4, 3, 3], [2, 0, 1]],
+    "the last leaves, and nothing moves": [[0, 1, 2, 3, 4, 5], [0, 1, 2], [0, 1, 2]],
+    "one leaves while all are alike": [[3, 3, 3], [2, 1, 0], [1, 1, 1]],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [1, 2])
+@pytest.mark.parametrize("codes", [False, True], ids=["text", "codes"])
+@pytest.mark.parametrize("orders", SEARCHES.values(), ids=SEARCHES)
+def test_beams_that_share_a_source_are_as_rows_with_one_each(orders: list[list[int]], codes: bool, prompt: int):
+    model = small_model()
+    arguments = net_input(load_case("c1_image_text"))
+    arguments.pop("prev_output_tokens")
+    encoded = model.encoder(**arguments)
+    assert encoded["encoder_padding_mask"][0].shape[0] == 2
+    first = 20 if codes else 4
+    draw = torch.Generator().manual_seed(sum(map(sum, orders)))
+    tokens = torch.tensor([[0, 7][:prompt]] * 6)
+    state: dict[str, Any] = {}
+    kept = []
+    for order in [None, *orders]:
+        if order is not None:
+            rows = torch.tensor(order)
+            if len(rows) < len(tokens):
+                encoded = model.encoder.reorder_encoder_out(encoded, rows[::3] // 3)
+            model.decoder.reorder_incremental_state_scripting(state, rows)
+            new = torch.randint(first, first + 8, (len(rows), 1), generator=draw)
+            tokens = torch.cat([tokens[rows], new], 1)
+        masks = torch.full((len(tokens),), codes)
+        # its last position only, since a search has thrown the earlier ones away
+        step, extra = model.decoder(tokens, masks, encoded, state, alignment_layer=-1)
+        each = model.encoder.reorder_encoder_out(encoded, torch.arange(len(tokens)) // 3)
+        full, whole = model.decoder(tokens, masks, each, alignment_layer=-1)
+        torch.testing.assert_close(step[:, -1], full[:, -1], **INCREMENTAL)
+        torch.testing.assert_close(extra["attn"][0][:, -1], whole["attn"][0][:, -1], **INCREMENTAL)
+        shared, _ = model.decoder(tokens, masks, encoded)
+        torch.testing.assert_close(shared, full, **INCREMENTAL)
+        kept.append([buffer.data_ptr() for pair in state["ofa"]._target.values() for buffer in pair])
+    left = len({len(order) for order in ([0] * 6, *orders)}) - 1
+    assert len({tuple(pointers) for pointers in kept}) == 1 + left  # written once; copied when a sentence leaves
+
+
+@torch.no_grad()
+def test_a_long_search_outgrows_its_buffers():
+    model = small_model()
+    arguments = net_input(load_case("c1_image_text"))
+    arguments.pop("prev_output_tokens")
+    encoded = model.encoder(**arguments)
+    draw = torch.Generator().manual_seed(3)
+    tokens, state = torch.zeros(4, 1, dtype=torch.int64), {}
+    for _ in range(40):
+        step, _ = model.decoder(tokens, encoder_out=encoded, incremental_state=state)
+        order = torch.tensor([0, 2]).repeat_interleave(2) + torch.randint(0, 2, (4,), generator=draw)
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        tokens = torch.cat([tokens[order], torch.randint(4, 12, (4, 1), generator=draw)], 1)
+    full, _ = model.decoder(tokens[:, :-1], encoder_out=encoded)
+    torch.testing.assert_close(step[order, -1], full[:, -1], **INCREMENTAL)
+
+
+def test_text_and_codes_do_not_share_a_source():
+    model = small_model()
+    encoded = model.encoder(torch.tensor([[0, 5, 2]]))
+    with pytest.raises(ValueError, match="rows that share a source write text, or image codes, all of them"):
+        model.decoder(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([True, False]), encoded)
 
 
 def test_a_used_up_incremental_state_is_refused():
