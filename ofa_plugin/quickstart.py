@@ -32,12 +32,12 @@ if TYPE_CHECKING:  # what needs fairseq is imported where it is used: a mistake 
 USER_DIR = Path(__file__).resolve().parent
 SIDE = 64  # pixels of a picture, and twice those of the middle that is infilled
 RANKS = 2  # batches of an update: of two processes where there are two cores, else one after the other
-ROWS, HELD_OUT, BATCHES, UPDATES = 12000, 600, 600, 700
+ROWS, HELD_OUT, BATCHES, UPDATES = 12000, 600, 1000, 700
 QUICK_ROWS, QUICK_HELD_OUT, QUICK_BATCHES, QUICK_UPDATES = 240, 24, 4, 6
 RECIPE = (
     *("--optimizer", "adam", "--adam-betas", "(0.9,0.98)", "--weight-decay", "0.01", "--clip-norm", "1.0"),
     *("--lr", "1e-3", "--lr-scheduler", "ofa_polynomial_decay", "--warmup-ratio", "0.02", "--batch-size", "16"),
-    *("--mixture", "8:1:1:2", "--no-rand-augment"),
+    *("--mixture", "8:1:1:4", "--no-rand-augment"),
     *("--kind-weights", "vqa=4,matching=4,grounding=4,region_caption=2,detection=4"),
 )
 """Texts are the longest examples, and half the official share of them is enough; an answer of two tokens would weigh
