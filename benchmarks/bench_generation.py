@@ -29,6 +29,7 @@ from ofa_plugin.models.ofa.model import OFAModel
 VOCABULARY, TEXT = 59457, 50000  # symbols of the released checkpoints, and those of them that answers are made of
 STEPS = 16
 ANSWERS = 3129  # as many as VQA has
+NARROW = constraints.NARROW
 
 
 def model_of(arch: str) -> OFAModel:
@@ -110,13 +111,14 @@ def main() -> None:
         return generator.generate([model], {"net_input": inputs}, bos_token=dictionary.bos())
 
     def whole(shares: bool) -> list:
-        return search(None, shares, 4, min_len=STEPS, max_len_b=STEPS)
+        return search(None, shares, NARROW, min_len=STEPS, max_len_b=STEPS)
 
     threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "one thread"
     print(f"{args.arch}, batch {args.batch}, beam {args.beam}, {threads}, medians of {args.rounds}\n")
     print("| | a row for each beam | ours | ratio | equal |\n|---|---|---|---|---|")
     wanted = args.only.split(",")
-    trie = Trie.from_answers(answers_of(ANSWERS))
+    answers = answers_of(ANSWERS)
+    trie = Trie.from_answers(answers)
     with torch.no_grad():
         if "captions" in wanted:
             compare("captions, whole", args.rounds, lambda: whole(False), lambda: whole(True), same_hypotheses)
@@ -132,7 +134,7 @@ def main() -> None:
                     f"closed set of {ANSWERS}, without the encoder",
                     args.rounds,
                     lambda: search(trie, False, 10**9),
-                    lambda: search(trie, True, 4),
+                    lambda: search(trie, True, NARROW),
                     same_hypotheses,
                 )
             model.encoder.forward = forward
@@ -141,13 +143,12 @@ def main() -> None:
             encoded = model.encoder(**{name: value[:1] for name, value in inputs.items()})
             prompts = torch.full((1, 1), dictionary.bos())
             scorer = AllCandidateScorer(trie)
-            one = answers_of(ANSWERS)
 
             def teacher_forced() -> torch.Tensor:
                 # twenty candidates at a time, each with its own copy of the sentence, as officially
                 chunks = []
                 for start in range(0, 200, 20):
-                    rows = [torch.tensor([0, *answer]) for answer in one[start : start + 20]]
+                    rows = [torch.tensor([0, *answer]) for answer in answers[start : start + 20]]
                     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=dictionary.pad())
                     each = model.encoder.reorder_encoder_out(encoded, torch.zeros(len(rows), dtype=torch.int64))
                     chunks.append(model.decoder(tokens, encoder_out=each)[0].log_softmax(-1)[:, 0, 0])

@@ -25,9 +25,9 @@ from .data.image import PictureLoader, normalise
 from .data.tsv import TSVStore
 from .errors import UserError
 from .models.ofa.resnet import RESNETS, ResNet
+from .tasks.base import PATCH_PIXELS
 from .tasks.detection import DetectionBuilder
 
-PATCH = 16  # pixels of a patch's side
 HELD_OUT, MOST_HELD_OUT = 0.05, 256  # share of the rows that only judge, and their most
 WARM_UP = 50  # batches
 CLIP = 1.0  # norm of the gradient
@@ -112,8 +112,8 @@ class NamedObjects(torch.utils.data.Dataset):
         if draw is not None and np.random.default_rng([self.seed, draw, index]).random() < 0.5:
             picture, boxes = augment.horizontal_flip(picture, boxes)
         picture, boxes, _ = augment.square(picture, boxes, self.side)
-        middle = (boxes.reshape(-1, 2, 2).mean(1) / PATCH).astype(np.int64)  # [N, x and y]
-        middle = np.minimum(middle, (self.side - 1) // PATCH)
+        middle = (boxes.reshape(-1, 2, 2).mean(1) / PATCH_PIXELS).astype(np.int64)  # [N, x and y]
+        middle = np.minimum(middle, (self.side - 1) // PATCH_PIXELS)
         places = np.stack([np.zeros(len(boxes), np.int64), middle[:, 1], middle[:, 0]], 1)
         words = torch.zeros(len(boxes), len(self.vocabulary))
         for number, one in enumerate(objects):

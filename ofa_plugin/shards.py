@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .machine import cores
 
 RANK = "OFA_SHARD"  # in the environment of a process that answers a share: its number
 
@@ -42,9 +43,7 @@ def generate(cfg: Any, alone: Callable[[Any], Any]) -> Any:
     """
     world, results = cfg.distributed_training.distributed_world_size, cfg.common_eval.results_path
     if is_shard():
-        with contextlib.suppress(
-            ZeroDivisionError
-        ):  # stock's sentences a second, where there was no batch for this one
+        with contextlib.suppress(ZeroDivisionError):  # stock's sentences a second, where this one had no batch
             alone(cfg)
         return None
     if world == 1:
@@ -68,8 +67,7 @@ def _run(parts: Sequence[Path], cpu: bool) -> None:
     """This command once for each part, the first of them with its log on this terminal."""
     environment = dict(os.environ)
     if cpu:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(parts))))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // len(parts))))
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = devices.split(",") if devices else [str(number) for number in range(torch.cuda.device_count())]
     running = []

@@ -31,7 +31,7 @@ class Boxes(Grammar):
         UserError: there are too few bins.
     """
 
-    CORNERS, NAME, END, PARTS = 4, 4, 5, 6  # parts 0 to 3 are corners
+    NAME, END, PARTS = 4, 5, 6  # parts 0 to 3 are corners
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class ConstrainedEnsemble(EnsembleModel):
         # Then the beams of a sentence are so many queries of what the encoder returned for it, once
         self.shares = all(getattr(getattr(model, "decoder", None), "shares_sources", False) for model in models)
         self.rules, self.pad, self.bos, self.eos = rules, pad, bos, eos
-        self.room = 2**31  # most tokens of an answer, without eos
+        self.room = 2**31  # most tokens of the longest prompt and an answer, without eos
         self.limits: tuple[int, int] | None = None  # least and most tokens of an answer behind a prompt, without eos
         self.longest_prompt = 0  # tokens of the batch's longest prompt
 
@@ -151,7 +151,7 @@ class ConstrainedEnsemble(EnsembleModel):
         """
         step, longest = tokens.size(1) - 1, self.longest_prompt
         answered = step - rows["prompt_length"][0]  # [R]
-        left = self.room - answered.clamp(min=0)
+        left = self.room - longest - answered.clamp(min=0)
         if step == longest == 0:  # all beams of a sentence are still one, and all sentences stand at the root
             return Allowed(*self.rules.followers(rows["node"][0][:1], 0, left[:1]), None)
         moved = self.rules.step(rows["node"][0], tokens[:, -1])
@@ -357,10 +357,16 @@ class ConstrainedGenerator(SequenceGenerator):
         constraints: Tensor | None = None,
         bos_token: int | None = None,
     ) -> list[list[dict[str, Tensor]]]:
-        self.check_lengths(sample["net_input"]["src_tokens"].size(1), prefix_tokens)
+        source_length = sample["net_input"]["src_tokens"].size(1)
+        self.check_lengths(source_length, prefix_tokens)
+        self.model.room = self.room(source_length)
         if prefix_tokens is not None:
             sample = {**sample, "net_input": {**sample["net_input"], "prefix_tokens": prefix_tokens}}
         return super()._generate(sample, prefix_tokens, constraints, bos_token)
+
+    def room(self, source_length: int) -> int:
+        """Most tokens of a prompt and its answer, without eos."""
+        return min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
 
     def check_lengths(self, source_length: int, prompts: Tensor | None) -> None:
         """Raises UserError where the shortest answer is too short for --min-len, or the longest too long to end."""
@@ -369,8 +375,7 @@ class ConstrainedGenerator(SequenceGenerator):
         lengths = torch.zeros(1, dtype=torch.int64) if prompts is None else prompts.ne(self.pad).sum(dim=1)
         shortest = self.rules.shortest + int(lengths.min())
         longest = self.rules.longest + int(lengths.max())
-        room = min(int(self.max_len_a * source_length + self.max_len_b), self.max_len - 1)
-        self.model.room = room - int(lengths.max())
+        room = self.room(source_length)
         if longest == math.inf:
             return
         if self.min_len > max(shortest, 1):

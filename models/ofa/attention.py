@@ -176,9 +176,8 @@ def _among_beams(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, wr
     asked = queries.unflatten(0, (sentences, beams)).transpose(1, 2).flatten(2, 3).unsqueeze(1)  # [N, 1, H, K * T, d]
     keys, values = (part.unflatten(0, (sentences, beams)) for part in (keys, values))  # [N, K, H, S, d]
     logits = (asked @ keys.transpose(-1, -2)).unflatten(3, (beams, length))  # [N, writer, H, K, T, S]
-    bias = (
-        bias.unflatten(0, (-1, beams)).transpose(1, 2) if len(bias) == rows else bias.unsqueeze(2)
-    )  # [., H, K or 1, T, S]
+    by_row = len(bias) == rows
+    bias = bias.unflatten(0, (-1, beams)).transpose(1, 2) if by_row else bias.unsqueeze(2)  # [., H, K or 1, T, S]
     logits = logits + bias.unsqueeze(1)
     logits = logits.masked_fill(~written[:, :, None, :, None], -torch.inf)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

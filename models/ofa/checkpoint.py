@@ -149,7 +149,8 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         state = state[name] if isinstance(state, dict) and name in state else state
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{flag}: holds no state dict: save the weights alone, torch.save(model.state_dict(), ...)")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = dict(state)
+    _rename(state)
     inside = "encoder.embed_images."
     if any(key.startswith(inside) for key in state):
         state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from .. import __version__
 from ..errors import UserError
+from ..machine import cores
+from .shared import progress_bar, within
 
 HELP = "draw a world of coloured shapes with captions, questions, boxes and texts for all tasks"
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--side", metavar="PIXELS", type=int, default=SIDE, help="of a picture (default: 128)")
     add("--code-image-size", metavar="PIXELS", type=int, default=CODE_SIDE, help="as in training (default: 128)")
     add("--held-out", metavar="N", type=int, help="rows of each other split (default: a tenth, from 60 to 1000)")
-    add("--workers", metavar="N", type=int, default=_cores(), help="processes that draw (default: one for each core)")
+    add("--workers", metavar="N", type=int, default=cores(), help="processes that draw (default: one for each core)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,17 +42,17 @@ def run(args: argparse.Namespace) -> int:
     from ..tasks import baselines  # noqa: F401  what is missing for the verdict should be told before the work
 
     world = files.World(
-        rows=_within("--rows", args.rows, 3, 100_000_000),
-        held_out=_within("--held-out", _held_out(args), 3, 1_000_000),
-        seed=_within("--seed", args.seed, 0, 2**32 - 1),
+        rows=within("--rows", args.rows, 3, 100_000_000),
+        held_out=within("--held-out", _held_out(args), 3, 1_000_000),
+        seed=within("--seed", args.seed, 0, 2**32 - 1),
         shapes=_counts(args.shapes),
-        side=_within("--side", args.side, 48, 1024),
-        code_side=_within("--code-image-size", args.code_image_size, 32, 512),
+        side=within("--side", args.side, 48, 1024),
+        code_side=within("--code-image-size", args.code_image_size, 32, 512),
         proportion=_proportion(args.proportion),
     )
     if world.code_side % 8:
         raise UserError(f"--code-image-size {world.code_side}: give a multiple of 8, one code for 8 x 8 pixels")
-    workers = _within("--workers", args.workers, 1, 1024)
+    workers = within("--workers", args.workers, 1, 1024)
     files.claim(args.out)
     rows = _write(args.out, world, workers)
 
@@ -107,12 +107,9 @@ def _questions(path: Path, question: int, answers: int) -> list[tuple[str, str]]
 
 
 def _write(out: Path, world: object, workers: int) -> dict[str, int]:
-    from tqdm import tqdm
-
     from ..data.world import files
 
-    pause = 0.2 if sys.stderr.isatty() else 10  # a log file needs few lines
-    with tqdm(total=files.total(world), unit="row", mininterval=pause, desc=str(out), file=sys.stderr) as bar:
+    with progress_bar(files.total(world), "row", str(out)) as bar:
         return files.write_world(out, world, workers, bar.update)
 
 
@@ -132,18 +129,8 @@ def _show(name: str, value: float) -> str:
     return f"CIDEr {value:.2f}" if name == "frequent caption" else f"{100 * value:.1f} %"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _held_out(args: argparse.Namespace) -> int:
     return min(1000, max(60, args.rows // 10)) if args.held_out is None else args.held_out
-
-
-def _within(flag: str, value: int, least: int, most: int) -> int:
-    if not least <= value <= most:
-        raise UserError(f"{flag} {value}: give a number from {least} to {most}")
-    return value
 
 
 def _proportion(text: str) -> tuple[int, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import UserError
+from .shared import progress_bar, within
 
 HELP = "train a ResNet on a detection file, for training from scratch with --resnet-model-path"
 
@@ -35,15 +35,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: a flag's value cannot be used, or a file cannot be read or written.
     """
     for name, least in {"image_size": 16, "batches": 1, "batch_size": 2, "seed": 0, "workers": 0}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give a number from {least} on")
+        within(f"--{name.replace('_', '-')}", getattr(args, name), least)
     if not 0 < args.lr < 1:
         raise UserError(f"--lr {args.lr}: give a rate between 0 and 1, such as 4e-3")
     if not args.out.parent.is_dir():
         raise UserError(f"{args.out}: no folder {args.out.parent}: make it, or name another file")
     import fairseq  # noqa: F401  before the tasks
     import torch
-    from tqdm import tqdm
 
     from ..backbone import Plan, train_backbone
 
@@ -57,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
         autocast=torch.bfloat16 if args.autocast == "bf16" else None,
         workers=args.workers,
     )
-    pause = 0.2 if sys.stderr.isatty() else 10  # a log file needs few lines
-    with tqdm(total=plan.batches, unit="batch", mininterval=pause, desc=str(args.out), file=sys.stderr) as bar:
+    with progress_bar(plan.batches, "batch", str(args.out)) as bar:
 
         def progress(words: str) -> None:
             bar.set_postfix_str(words, refresh=False)
