@@ -36,6 +36,7 @@ class Example:
         error: why the row could not be used, where bad rows are reported in their place; else None.
         counts: what was put right on the way, e.g. {"clamped_boxes": 1}; the log adds these up.
         allowed: for each target position the ids that a closed answer set admits there; None: no closed set.
+        choices: the row's own answers, each its ids without bos and eos; None: it has no answers of its own.
         reference: rides along, untouched, to the metric; None: no reference.
         reference_tokens: int64[R], its printable form for the `T-` line of `fairseq-generate`; None: the target.
     """
@@ -58,6 +59,7 @@ class Example:
     error: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     allowed: list[list[int]] | None = None
+    choices: tuple[tuple[int, ...], ...] | None = None
     reference: Any = None
     reference_tokens: Tensor | None = None
 
@@ -92,7 +94,7 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         int64[B, T] (pad within the prompt), `prefix_tokens` int64[B, P], the prompts without bos, `conf` float32[B],
         `id` int64[B] row numbers, `nsentences`, `ntokens`, `allowed_tokens` int64[N] with `allowed_counts` int64[B, T]
         (the ids allowed at each position, row after row; a count of 0 leaves the position free), the lists `uniq_ids`,
-        `places`, `references`, `reference_tokens`, `scales`, `errors` and `notes`, and `counts`, added up.
+        `places`, `choices`, `references`, `reference_tokens`, `scales`, `errors` and `notes`, and `counts`, added up.
     """
     prompts = [torch.tensor([bos]) if example.prompt is None else example.prompt for example in examples]
     pairs = list(zip([example.target for example in examples], prompts, strict=True))
@@ -134,6 +136,7 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         "allowed_counts": allowed_counts,
         "uniq_ids": [example.uniq_id for example in examples],
         "places": [example.place for example in examples],
+        "choices": [example.choices for example in examples],
         "references": [example.reference for example in examples],
         "errors": [example.error for example in examples],
         "scales": [example.scale for example in examples],

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import BadRow, UserError
+from ..machine import cache_folder
 
 try:
     import fcntl
@@ -47,17 +48,17 @@ _HEADER_NAMES = {
 }  # fmt: skip
 
 
-def parse_selected_cols(text: str, flag: str = "--selected-cols") -> list[int]:
-    """`"0,4,2"` to `[0, 4, 2]`: which column of the file is each column of the task, counted from 0.
+def parse_selected_cols(text: str, flag: str = "--selected-cols") -> list[int | None]:
+    """`"0,4,-,2"` to `[0, 4, None, 2]`: which column of the file is each column of the task, from 0; - where none is.
 
     Raises:
         UserError: not a comma list of column numbers.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [None if part == "-" else int(part) for part in text.split(",")]
     except ValueError:
         numbers = [-1]
-    if min(numbers) < 0:
+    if any(number is not None and number < 0 for number in numbers):
         raise UserError(f"{flag} {text!r} is not a list of column numbers: write them as 0,4,2, counted from 0")
     return numbers
 
@@ -73,7 +74,7 @@ class TSVStore(Sequence):
         path: the file, as the user named it; messages name it so.
         columns: the names of a row's fields.
         selected_cols: for each field the number of its column in the file, counted from 0; by default the first ones.
-            Shorter than `columns` where trailing fields are absent.
+            None where the file lacks a field, shorter than `columns` where it lacks the last ones.
         required: how many of the fields must be there; those beyond it are None where `selected_cols` (or, by default,
             the first row) ends before them. By default all.
         flag: the option that `selected_cols` came from, for messages.
@@ -86,7 +87,7 @@ class TSVStore(Sequence):
         self,
         path: str | os.PathLike[str],
         columns: Sequence[str],
-        selected_cols: Sequence[int] | None = None,
+        selected_cols: Sequence[int | None] | None = None,
         required: int | None = None,
         flag: str = "--selected-cols",
     ):
@@ -118,7 +119,8 @@ class TSVStore(Sequence):
         self._check_row(index, cells)
         values: list[str | None] = [None] * len(self.columns)
         for field, column in enumerate(self._selected):
-            values[field] = self._decoded(index, self.columns[field], cells[column])
+            if column is not None:
+                values[field] = self._decoded(index, self.columns[field], cells[column])
         return _row_type(self.columns)(*values)
 
     def text(self, index: int) -> str:
@@ -140,19 +142,20 @@ class TSVStore(Sequence):
         """The line number of row `index`, counted from 1, as an editor shows it."""
         return int(index) + 1
 
-    def _check_columns(self, selected: Sequence[int] | None, required: int) -> tuple[int, ...]:
+    def _check_columns(self, selected: Sequence[int | None] | None, required: int) -> tuple[int | None, ...]:
         names = ", ".join(self.columns)
         if selected is None:
             return tuple(range(max(required, min(self._width, len(self.columns)))))
-        given = ",".join(map(str, selected))
+        given = ",".join("-" if column is None else str(column) for column in selected)
         if len(selected) > len(self.columns):
             raise UserError(f"{self._flag} {given} names {len(selected)} columns, at most {len(self.columns)}: {names}")
-        if len(selected) < required:
+        named = required - selected[:required].count(None) if len(selected) >= required else len(selected)
+        if named < required:
             names = ", ".join(self.columns[:required])
-            raise UserError(f"{self._flag} {given} names {len(selected)} columns, not the {required} needed: {names}")
-        if min(selected, default=0) < 0:
+            raise UserError(f"{self._flag} {given} names {named} columns, not the {required} needed: {names}")
+        if any(column is not None and column < 0 for column in selected):
             raise UserError(f"{self._flag} {given}: columns are counted from 0")
-        return tuple(int(column) for column in selected)
+        return tuple(selected)
 
     def _check_row(self, index: int, cells: list[bytes]) -> None:
         line = self.line(index)
@@ -162,7 +165,7 @@ class TSVStore(Sequence):
             names = b", ".join(cells[:3]).decode()
             raise BadRow(self.path, line, "row", f"looks like a header ({names}, ...)", "remove the line")
         for field, column in enumerate(self._selected):
-            if column >= len(cells):
+            if column is not None and column >= len(cells):
                 reason = f"{_count(len(cells))}, but column {column} was selected"
                 remedy = f"columns are separated by tabs and counted from 0; check {self._flag}"
                 raise BadRow(self.path, line, self.columns[field], reason, remedy)
@@ -323,11 +326,8 @@ def _find_index(path: str, absolute: str, fd: int) -> _Index:
 def _places(absolute: str) -> list[str]:
     """Where the index of a file may lie: beside it, or in the cache under a name that the whole path decides."""
     real = os.path.realpath(absolute)
-    cache = os.environ.get("OFA_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "ofa"
-    )
     name = f"{os.path.basename(real)}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}"
-    return [real + ".ofa-index.npy", os.path.join(os.path.abspath(cache), name + ".ofa-index.npy")]
+    return [real + ".ofa-index.npy", str(cache_folder() / (name + ".ofa-index.npy"))]
 
 
 def _read_only(folder: str) -> bool:

@@ -19,6 +19,9 @@ class VQAConfig(AnsweringConfig):
     """Options of visual question answering."""
 
     unconstrained_training: bool = field(default=False, metadata={"help": "no answer set: free answers"})
+    multiple_choice: bool = field(
+        default=False, metadata={"help": "each row has its own answers, joined by && (seventh of --selected-cols)"}
+    )
     add_object: bool = field(
         default=False, metadata={"help": "the picture's object labels (fifth of --selected-cols) follow the question"}
     )
@@ -30,15 +33,16 @@ class VQABuilder(AnsweringBuilder):
     " is it red?" and " yes" with weight 1.0; with `--add-object`, " is it red? object: ball grass" and " yes".
     """
 
-    columns = ("id", "image", "question", "answers", "objects", "caption")
+    columns = ("id", "image", "question", "answers", "objects", "caption", "choices")
     required = 4
     selected = {"train": "0,5,2,3,4", "other": "0,5,2,3,4"}
     answer_remedy = "write 1.0|!+yes, several joined by &&"
 
     @classmethod
     def typed(cls, cfg: Any) -> tuple[str, ...]:
-        """Picture and question, and the object labels where they are wanted."""
-        return ("image", "question", "objects") if cfg.add_object else ("image", "question")
+        """Picture and question, and the object labels and the answers to choose from where they are wanted."""
+        more = {"objects": cfg.add_object, "choices": cfg.multiple_choice}
+        return ("image", "question", *(name for name, wanted in more.items() if wanted))
 
     def asked(self, index: int, row: Row) -> str:
         """The tidied question, and the object labels where they are wanted."""
@@ -53,6 +57,17 @@ class VQABuilder(AnsweringBuilder):
         labels = [label.strip() for label in row.objects.split(SEPARATOR)]
         labels = [label for label in labels if label][: self.cfg.max_object_length]
         return f"{question} object: {' '.join(labels)}" if labels else question
+
+    def choices(self, row: Row) -> str | None:
+        """The seventh column where `--multiple-choice` was given."""
+        if not self.cfg.multiple_choice:
+            return None
+        if row.choices is None:
+            raise UserError(
+                f"--multiple-choice reads a seventh column, but --selected-cols names none for {self.store.path}: "
+                f"in their order they are {', '.join(self.columns)}; write - for one that the file lacks"
+            )
+        return row.choices
 
     def answers(self, row: Row) -> dict[str, float]:
         """Answer to confidence, as in `1.0|!+yes`."""
@@ -73,8 +88,12 @@ class VQATask(AnsweringTask):
         super().setup()
 
     def free(self) -> bool:
-        """Whether `--unconstrained-training` was given, now or in training."""
-        return self.cfg.unconstrained_training
+        """Whether `--unconstrained-training` or `--multiple-choice` was given, now or in training."""
+        return self.cfg.unconstrained_training or self.cfg.multiple_choice
+
+    def chooses(self) -> bool:
+        """Whether `--multiple-choice` was given, now or in training."""
+        return self.cfg.multiple_choice
 
     def entry(self, uniq_id: str | int, answer: str) -> dict[str, Any]:
         """The VQA challenge's result format."""

@@ -195,8 +195,9 @@ class AllCandidateGenerator:
     Args:
         models: OFA models, searched as one.
         tgt_dict: the target dictionary.
-        trie: the closed set.
-        beam_size: hypotheses of a sentence.
+        trie: the closed set; None where each sentence has its own, `sample["choices"]`. Sentences with the same one
+            are scored together.
+        beam_size: hypotheses of a sentence, fewer where it has fewer answers.
         temperature: logits are divided by it.
         options: stock's other arguments, which mean nothing here: a score is the sum over the answer and its end.
     """
@@ -205,17 +206,16 @@ class AllCandidateGenerator:
         self,
         models: Sequence[nn.Module],
         tgt_dict: Any,
-        trie: Trie,
+        trie: Trie | None,
         beam_size: int = 1,
         temperature: float = 1.0,
         **options: Any,
     ):
         self.models = nn.ModuleList(models).eval()
-        self.pad, self.temperature = tgt_dict.pad(), temperature
-        self.symbols_to_strip_from_output = {trie.bos, trie.eos}  # which stock asks for
-        self.scorer = AllCandidateScorer(trie)
-        self.answers = trie.ends.unique()  # nodes: an answer that was given twice is one
-        self.beam_size = min(beam_size, len(self.answers))
+        self.pad, self.bos, self.eos = tgt_dict.pad(), tgt_dict.bos(), tgt_dict.eos()
+        self.symbols_to_strip_from_output = {self.bos, self.eos}  # which stock asks for
+        self.scorer = None if trie is None else AllCandidateScorer(trie)
+        self.beam_size, self.temperature = beam_size, temperature
 
     def generate(
         self,
@@ -255,44 +255,50 @@ class AllCandidateGenerator:
         starts = torch.cat([prompts.new_full((len(prompts), 1), bos_token), prompts], 1).to(device)
         lengths = 1 + prompts.ne(self.pad).sum(1)
         beams: list[Any] = [None] * len(prompts)
-        for length in lengths.unique().tolist():  # sentences whose prompts are as long go through the decoder together
-            same = (lengths == length).nonzero().flatten()
-            widest = max((len(chunk.depth) for chunk in self.scorer.chunks), default=1) + length
-            for rows in same.split(max(1, TOGETHER // widest)):
+        # sentences whose prompts are as long, and whose answers the same, go through the decoder together
+        together: dict[tuple[int, Any], list[int]] = {}
+        for row, length in enumerate(lengths.tolist()):
+            together.setdefault((length, None if self.scorer else sample["choices"][row]), []).append(row)
+        for (length, choices), same in together.items():
+            scorer = self.scorer or AllCandidateScorer(Trie.from_answers(choices, self.bos, self.eos))
+            widest = max((len(chunk.depth) for chunk in scorer.chunks), default=1) + length
+            for rows in torch.tensor(same).split(max(1, TOGETHER // widest)):
                 of_rows = [
                     model.encoder.reorder_encoder_out(out, rows.to(device))
                     for model, out in zip(self.models, outs, strict=True)
                 ]
-                edges = self.scorer.edges(self.models, of_rows, starts[rows, :length], self.temperature)
+                edges = scorer.edges(self.models, of_rows, starts[rows, :length], self.temperature)
                 bad = ~edges.isfinite().all(1)
                 if bool(bad.any()):
                     raise NonFiniteLogits(length - 1, rows[bad.cpu()].tolist())
-                for row, beam in zip(rows.tolist(), self._best(edges), strict=True):
+                for row, beam in zip(rows.tolist(), _best(scorer, edges, self.beam_size), strict=True):
                     beams[row] = beam
         return beams
 
-    def _best(self, edges: Tensor) -> list[list[dict[str, Tensor]]]:
-        """The hypotheses of B sentences from their edges' float[B, E]."""
-        answers = self.answers.to(edges.device)
-        scores, which = self.scorer.paths(edges)[:, answers].topk(self.beam_size)
-        beams = []
-        for row, (values, nodes) in enumerate(zip(scores, self.answers[which.cpu()].tolist(), strict=True)):
-            beams.append([self._hypothesis(value, edges[row], node) for value, node in zip(values, nodes, strict=True)])
-        return beams
 
-    def _hypothesis(self, score: Tensor, edges: Tensor, node: int) -> dict[str, Tensor]:
-        path: list[int] = []  # the edges that lead to the node
-        while node:
-            path.insert(0, node - 1)
-            node = int(self.scorer.parents[node - 1])
-        empty = torch.empty(0)
-        return {
-            "tokens": self.scorer.tokens[path].to(edges.device),
-            "score": score,
-            "positional_scores": edges[path],
-            "attention": empty,
-            "alignment": empty,
-        }
+def _best(scorer: AllCandidateScorer, edges: Tensor, count: int) -> list[list[dict[str, Tensor]]]:
+    """The hypotheses of B sentences, `count` of each or all, from their edges' float[B, E]."""
+    nodes = scorer.trie.ends.unique()  # an answer that was given twice is one
+    scores, which = scorer.paths(edges)[:, nodes.to(edges.device)].topk(min(count, len(nodes)))
+    return [
+        [_hypothesis(scorer, value, of_edges, node) for value, node in zip(values, chosen, strict=True)]
+        for values, chosen, of_edges in zip(scores, nodes[which.cpu()].tolist(), edges, strict=True)
+    ]
+
+
+def _hypothesis(scorer: AllCandidateScorer, score: Tensor, edges: Tensor, node: int) -> dict[str, Tensor]:
+    path: list[int] = []  # the edges that lead to the node
+    while node:
+        path.insert(0, node - 1)
+        node = int(scorer.parents[node - 1])
+    empty = torch.empty(0)
+    return {
+        "tokens": scorer.tokens[path].to(edges.device),
+        "score": score,
+        "positional_scores": edges[path],
+        "attention": empty,
+        "alignment": empty,
+    }
 
 
 def _log_softmax_by(logits: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
@@ -86,6 +89,32 @@ class Trie(Grammar):
             ends[open_answers[over]] = node[over]
             open_answers, node = open_answers[~over], node[~over]
         return cls(torch.from_numpy(np.concatenate(edges)), torch.from_numpy(ends), bos, eos)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], bos: int = 0, eos: int = 2) -> Trie:
+        """A trie that `write` has written.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+            ValueError: it is not one of these.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                keys, ends = torch.from_numpy(arrays["keys"]), torch.from_numpy(arrays["ends"])
+        except (zipfile.BadZipFile, EOFError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        return cls(keys, ends, bos, eos)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trie as arrays; no file is there in part."""
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".part", delete=False) as file:
+            try:
+                np.savez(file, keys=self.keys[:-1].numpy(), ends=self.ends.numpy())
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
 
     def __len__(self) -> int:
         """Number of different answers."""

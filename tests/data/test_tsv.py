@@ -130,6 +130,7 @@ def test_selected_cols_renumber_and_trailing_columns_may_be_missing(write):
     path = write(b"0\t1\t2\n")
     assert rows(path, ("a", "b"), selected_cols=[2, 0]) == [("2", "0")]
     assert rows(path, ("a", "b", "c"), selected_cols=[2, 0], required=2) == [("2", "0", None)]
+    assert rows(path, ("a", "b", "c"), selected_cols=[2, None, 0], required=1) == [("2", None, "0")]
     assert rows(path, ("a", "b", "c", "d"), required=2) == [("0", "1", "2", None)]
 
 
@@ -137,6 +138,8 @@ def test_selected_cols_that_do_not_fit_the_task_are_refused(write):
     path = write(b"0\t1\t2\n")
     with pytest.raises(UserError, match="--selected-cols 0,1,2 names 3 columns, at most 2: id, text"):
         TSVStore(path, ("id", "text"), [0, 1, 2])
+    with pytest.raises(UserError, match="--selected-cols 0,- names 1 columns, not the 2 needed: id, text"):
+        TSVStore(path, ("id", "text"), [0, None])
     with pytest.raises(UserError, match="--selected-cols 0 names 1 columns, not the 2 needed: id, text"):
         TSVStore(path, ("id", "text"), [0])
     with pytest.raises(UserError, match="--columns -1: columns are counted from 0"):
@@ -145,6 +148,7 @@ def test_selected_cols_that_do_not_fit_the_task_are_refused(write):
 
 def test_parse_selected_cols():
     assert parse_selected_cols("0,4, 2") == [0, 4, 2]
+    assert parse_selected_cols("0,-,2") == [0, None, 2]
     for text in ("", "0,x", "0,-1", "0;1"):
         with pytest.raises(UserError, match=f"--selected-cols '{text}' is not a list of column numbers"):
             parse_selected_cols(text)

@@ -139,3 +139,34 @@ def test_questions_repeated_by_the_decoder(world, tmp_path, kind, answers):
 def test_a_prompt_of_another_kind_is_refused(world, tmp_path):
     flags = (*world.flags("vqa"), *TRAIN, "--prompt-type", "both", "--save-dir", tmp_path / "save")
     assert "--prompt-type both: one of none, src, prev_output" in error_of(run("train", *flags, log=tmp_path / "log"))
+
+
+def test_every_row_with_answers_of_its_own(world, tmp_path):
+    """Multiple choice: trained, validated and answered among the row's own answers, and typed with them."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "valid", "test"):
+        rows = [line.split("\t") for line in (world.root / "vqa" / f"{split}.tsv").read_text().splitlines()]
+        right = [max(row[3].split("&&")).partition("|!+")[2] for row in rows]
+        for row, answer in zip(rows, right, strict=True):
+            row.append("&&".join(dict.fromkeys([answer, "perhaps a red one", "no idea"])))
+        (data / f"{split}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    columns = ("--multiple-choice", "--selected-cols", f"0,5,2,3,-,-,{len(rows[0]) - 1}")
+    flags = [data, *world.flags("vqa")[1:], *TRAIN]
+    where = flags.index("--ans2label-file")
+    flags[where : where + 2] = columns
+    trained = ok(run("train", *flags, "--save-dir", tmp_path / "save", log=tmp_path / "log")).output
+    of = ("", world.flags("vqa")[2], "", "vqa_gen")
+    value, entries, _ = evaluated(data, of, tmp_path / "save", "vqa_score", tmp_path)
+    assert value == re.findall(r'"valid_vqa_score": "([\d.]+)"', trained)[-1]
+    for row, entry in zip(rows, entries, strict=True):
+        assert entry["answer"] in row[-1].split("&&")
+    generate = (data, "--user-dir", of[1], "--task", "vqa_gen", "--cpu", "--num-workers", 0, "--gen-subset", "test")
+    generate += ("--path", tmp_path / "save" / "checkpoint_last.pt")
+    refused = error_of(run("generate", *generate, "--sampling", "--nbest", 5, log=tmp_path / "log"))
+    assert "--sampling does not go with --multiple-choice" in refused
+    refused = error_of(run("generate", *generate, "--selected-cols", "0,5,2,3,4", log=tmp_path / "log"))
+    assert "--multiple-choice reads a seventh column, but --selected-cols names none" in refused
+    (data / "test.tsv").write_text("\t".join([*rows[0][:-1], "red&&&&blue"]) + "\n")
+    refused = error_of(run("generate", *generate, log=tmp_path / "log"))
+    assert "test.tsv:1: choices: 'red&&&&blue': one of them is empty: write the row's answers, joined by &&" in refused

@@ -133,7 +133,7 @@ def test_fc21_the_best_answer_inside_the_set_is_the_target(world):
     trie = Trie.from_answers([words.encode(f" {answer}").tolist() for answer in answers], bos=words.bos, eos=words.eos)
     store = TSVStore(CASES / "fc21" / "vqa.tsv", VQABuilder.columns, [0, 5, 2, 3, 4], VQABuilder.required)
     pictures = PictureLoader(CASES / "fc21", 16)
-    cfg = settings(prompt_type="none", add_object=False)
+    cfg = settings(prompt_type="none", add_object=False, multiple_choice=False)
     builder = VQABuilder(store, words, cfg, True, pictures, AnswerSet(frozenset(answers), trie, "answers.txt"))
     [example] = builder.examples(2, store[2], np.random.default_rng(0))
     assert words.decode(example.target) == " red" and example.confidence == 0.6

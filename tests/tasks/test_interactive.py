@@ -64,7 +64,7 @@ def test_builders_need_no_more_than_they_ask_for(codec, tmp_path, monkeypatch):
     assert captioned.reference is None and captioned.place == "stdin:1" and captioned.image.shape == (3, 32, 32)
     store = TypedLines("stdin", ["a.png\tIs it-red"], 1, VQABuilder.columns, ("image", "question"))
     trie = Trie.from_answers([codec.encode(" yes").tolist()], bos=codec.bos, eos=codec.eos)
-    cfg = settings(prompt_type="none", add_object=False)
+    cfg = settings(prompt_type="none", add_object=False, multiple_choice=False)
     answers = AnswerSet(frozenset(["yes"]), trie, "answers.txt")
     [example] = VQABuilder(store, codec, cfg, False, pictures, answers).examples(0, store[0], draw)
     assert codec.decode(example.source) == " is it red?" and example.target.tolist() == [codec.pad]

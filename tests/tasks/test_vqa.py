@@ -21,7 +21,9 @@ def only(tmp_path, codec, row, answers, training=True, **given):
     store = TSVStore(str(tmp_path / "rows.tsv"), VQABuilder.columns, None, VQABuilder.required)
     trie = Trie.from_answers([codec.encode(f" {answer}").tolist() for answer in answers], bos=codec.bos, eos=codec.eos)
     pictures = PictureLoader(tmp_path, 32)
-    cfg = settings(**{"prompt_type": "none", "add_object": False, "max_object_length": 30, **given})
+    cfg = settings(
+        **{"prompt_type": "none", "add_object": False, "multiple_choice": False, "max_object_length": 30, **given}
+    )
     made = VQABuilder(store, codec, cfg, training, pictures, AnswerSet(frozenset(answers), trie, "answers.txt"))
     [example] = made.examples(0, store[0], np.random.default_rng(0))
     return example

@@ -122,6 +122,21 @@ def test_the_best_of_a_few_is_asked_for_as_a_beam_is():
     ]
 
 
+@pytest.mark.parametrize("prompted", [False, True])
+def test_each_sentence_among_its_own_answers(prompted):
+    """As if it had been alone with them, whether or not another one has the same."""
+    sets = [((20, 21), (20, 22), (23,)), ((24,), (20, 21), (20, 22), (25, 26)), ((20, 21), (20, 22), (23,))]
+    sample = {**SAMPLE, "choices": [sets[row % 3] for row in range(ROWS)]}
+    prompts = torch.tensor([[21, 22], [23, 1], [1, 1]])[:ROWS] if prompted else torch.empty(ROWS, 0, dtype=torch.int64)
+    found = AllCandidateGenerator([small_model()], small_dictionary(), None, 4).complete([], sample, prompts, 0)
+    for row, choices in enumerate(sample["choices"]):
+        alone = AllCandidateGenerator([small_model()], small_dictionary(), Trie.from_answers(choices), 4)
+        expected = alone.complete([], SAMPLE, prompts, 0)[row]
+        assert [h["tokens"].tolist() for h in found[row]] == [h["tokens"].tolist() for h in expected]
+        assert len(found[row]) == len(choices)
+        assert [float(h["score"]) for h in found[row]] == pytest.approx([float(h["score"]) for h in expected], abs=1e-5)
+
+
 def test_numbers_gone_bad_name_their_rows():
     model = build_small()[0]
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,54 @@ def test_prompts_with_an_end_symbol_inside_and_of_different_length_leave_the_ran
         assert found == pytest.approx(expected, abs=1e-5)
         assert list(found.values()) == sorted(found.values(), reverse=True)
     assert (generator.max_len_b, generator.min_len) == (4, 1)
+
+
+def check_random_set(seed: int) -> None:
+    """Every hypothesis is an answer, none comes twice, and a beam as wide as the set ranks it as scored one by one."""
+    draw = random.Random(seed)
+    words = draw.randint(1, 12)
+    answers = [
+        [draw.randint(4, 3 + words) for _ in range(draw.randint(1, draw.choice((1, 2, 6))))]
+        for _ in range(draw.choice((1, 2, 5, 40)))
+    ]
+    answers += [
+        answer[: draw.randint(1, len(answer))] for answer in draw.sample(answers, draw.randint(0, len(answers)))
+    ]
+    answers += draw.sample(answers, draw.randint(0, 2) % (len(answers) + 1))  # twice
+    different = {tuple(answer) for answer in answers}
+    beam, wide = draw.randint(1, 8), draw.random() < 0.5
+    generator = ConstrainedGenerator(
+        [ToyModel.random(120, seed)],
+        toy_dictionary(120),  # stock narrows beams to the vocabulary
+        Trie.from_answers(answers),
+        beam_size=len(different) if wide else beam,
+        normalize_scores=draw.random() < 0.5 and not wide,
+        max_len_b=10,
+        temperature=draw.choice((1.0, 0.5, 3.0)),
+    )
+    rows = draw.randint(1, 3)
+    hypotheses = generator.generate([], sample(TOY["src_tokens"][:rows]), bos_token=0)
+    for beams in hypotheses:
+        found = [tuple(h["tokens"].tolist()) for h in beams]
+        assert {answer[:-1] for answer in found} <= different and all(answer[-1] == 2 for answer in found)
+        assert len(set(found)) == len(found) == min(generator.beam_size, len(different))
+        scores = [float(h["score"]) for h in beams]
+        assert scores == sorted(scores, reverse=True)
+        if wide:
+            assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-4)
+            for hypothesis in beams:
+                assert float(hypothesis["positional_scores"].sum()) == pytest.approx(
+                    float(hypothesis["score"]), abs=1e-4
+                )
+
+
+@pytest.mark.parametrize("start", range(0, 500, 50))
+def test_random_sets_hold_every_hypothesis(start):
+    for seed in range(start, start + 50):
+        check_random_set(seed)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_sets_hold_every_hypothesis():
+    for seed in range(500, 10_500):
+        check_random_set(seed)
