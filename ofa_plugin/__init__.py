@@ -39,7 +39,7 @@ def register() -> None:
         from . import compat
 
         compat.apply()
-        from . import criterions, models, optim, tasks  # noqa: F401
+        from . import criterions, models, muon, optim, tasks  # noqa: F401
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package == __name__:

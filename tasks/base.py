@@ -44,6 +44,8 @@ from ..models.generation.constraints import (
 from ..models.generation.grammar import Grammar, Range
 from ..models.generation.trie import Trie
 from ..models.ofa.checkpoint import load_backbone
+from ..models.ofa.packed import CHOICES as PACKED_LINEARS
+from ..models.ofa.packed import pack_linears
 from .evaluation import Evaluation, offer_scoring, typed_id
 from .interactive import Interactive
 from .ledger import Ledger
@@ -122,6 +124,13 @@ class OFATaskConfig(FairseqDataclass):
     reject_below: Optional[float] = field(
         default=None, metadata={"help": "no answer where the best one's probability, exp(score), is below this"}
     )
+    packed_linears: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "fairseq-generate on a CPU: linear layers by oneDNN: off (default), on, or auto, where a trial of "
+            "50 ms says that they are faster; takes a second copy of the weights"
+        },
+    )
     eval_print_samples: bool = field(default=False, metadata={"help": "log one answer per validation batch"})
     # Read by stock's get_batch_iterator: batches composed anew each epoch inside one iterator, whose workers live on.
     # Rotating over several files makes an iterator for each, and then they must not outlive it.
@@ -147,7 +156,7 @@ OWN_TO_A_RUN = {
     *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
     *("max_update", "max_epoch", "update_freq"),
     *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
-    *("open_ended", "write_log_probs", "write_ranking", "reject_below"),
+    *("open_ended", "write_log_probs", "write_ranking", "reject_below", "packed_linears"),
     *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
 DEFAULTS = {
@@ -159,6 +168,7 @@ DEFAULTS = {
     "patch_image_size": 480,
     "image_backend": "pil",
     "autocast": "none",
+    "packed_linears": "off",
 }
 BAD_ROWS = ("stop", "report")
 NO_ANSWER = "no answer"  # what the result file says where --reject-below
@@ -216,6 +226,10 @@ class OFATask(Interactive, FairseqTask):
         cfg.bad_rows = cfg.bad_rows or "stop"
         if cfg.bad_rows not in BAD_ROWS:
             raise UserError(f"--bad-rows {cfg.bad_rows}: one of {', '.join(BAD_ROWS)}")
+        if cfg.packed_linears not in PACKED_LINEARS:
+            raise UserError(f"--packed-linears {cfg.packed_linears}: one of {', '.join(PACKED_LINEARS)}")
+        if cfg.packed_linears != "off" and cfg.autocast != "none":
+            raise UserError("--packed-linears does not go with --autocast, which computes in 16 bits: leave one out")
         if cfg.reject_below is not None and not 0 < cfg.reject_below <= 1:
             raise UserError(f"--reject-below {cfg.reject_below}: a probability, more than 0 and at most 1")
         if not 0 <= cfg.max_bad_fraction < 1:
@@ -652,6 +666,8 @@ class OFATask(Interactive, FairseqTask):
             with open_dict(args):
                 args.update({item.name: getattr(settings, item.name) for item in fields(GenerationConfig)})
         self._open_evaluation()
+        if self.cfg.path:  # else the weights change yet
+            pack_linears(models, self.cfg.packed_linears)
         return self._make_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def _open_evaluation(self) -> None:

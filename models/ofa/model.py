@@ -12,6 +12,7 @@ from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...muon import mark_matrices
 from . import checkpoint
 from .config import ARCHITECTURES, OFAConfig, add_inert_flags, apply_architecture, resolve
 from .decoder import Decoder
@@ -38,6 +39,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.supported_targets = {"self"}
         self.classification_heads = nn.ModuleDict()
         self.apply(functools.partial(_initialise, xavier=cfg.linear_init == "xavier"))
+        mark_matrices(self)
         self._freeze()
 
     @classmethod

@@ -1,0 +1,133 @@
+"""`--optimizer muon`: Muon for the matrices of linear layers, AdamW for everything else.
+
+Muon (Jordan et al. 2024) moves a matrix along its momentum with all singular values made equal, so that directions
+which seldom have a gradient, such as those in which attention learns to find a word's patch, are learned as fast as the
+others. Steps have the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training"), so one `--lr` serves both
+and `--muon-lr-scale` says by how much the matrices go ahead.
+"""
+
+# no `from __future__ import annotations`: fairseq's parser needs the configuration's types as types, not as text
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, List  # noqa: UP035  fairseq's parser reads these forms only
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II
+from torch import nn
+
+from .errors import UserError
+
+
+@dataclass
+class MuonConfig(FairseqDataclass):
+    """Options of `--optimizer muon`; those of AdamW as `--optimizer adam` has them."""
+
+    muon_lr_scale: float = field(default=1.0, metadata={"help": "the rate of the matrices is so many times --lr"})
+    muon_momentum: float = field(default=0.95, metadata={"help": "momentum of the matrices"})
+    adam_betas: Any = field(default=(0.9, 0.999), metadata={"help": "betas of AdamW, for all that is no matrix"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "epsilon of AdamW"})
+    weight_decay: float = field(default=0.0, metadata={"help": "weight decay of both"})
+    lr: List[float] = II("optimization.lr")  # noqa: UP006
+
+
+def mark_matrices(model: nn.Module) -> None:
+    """Notes on the weights of linear layers what they are: fairseq hands optimisers parameters without names.
+
+    The output projection, which has no offsets, is the token matrix: a table.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.weight.is_matrix = True
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon and AdamW as one; every parameter group is one of theirs.
+
+    Args:
+        matrices, others: the parameters of each.
+        options: of each.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], *options: dict[str, Any]):
+        muon, adam = options
+        self.parts = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **muon)]
+        if others:
+            self.parts.append(torch.optim.AdamW(others, **adam))
+        # the same dicts, so that a rate that is set here is theirs
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of both."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Theirs."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave, of an optimiser of the same parameters."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        """No: momentum in 16 bits would be rounded away."""
+        return False
+
+
+@register_optimizer("muon", dataclass=MuonConfig)
+class FairseqMuon(FairseqOptimizer):
+    """`--optimizer muon`.
+
+    Raises:
+        UserError: torch is older than 2.9, which has no Muon, or fairseq has merged all parameters into one.
+    """
+
+    def __init__(self, cfg: MuonConfig, params: Iterable[nn.Parameter]):
+        super().__init__(cfg)
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adam")
+        params = list(params)
+        matrices = [p for p in params if getattr(p, "is_matrix", False)]
+        others = [p for p in params if not getattr(p, "is_matrix", False)]
+        if not matrices:
+            raise UserError(
+                "--optimizer muon does not go with --fp16 and --bf16, whose copies of the weights do not say which are "
+                "matrices: compute in 16 bits with --autocast bf16 (or fp16), or take --optimizer adam"
+            )
+        lr, decay = cfg.lr[0], cfg.weight_decay
+        betas = cfg.adam_betas if not isinstance(cfg.adam_betas, str) else _pair(cfg.adam_betas)
+        self._optimizer = MuonAdamW(
+            matrices,
+            others,
+            {"lr": lr, "momentum": cfg.muon_momentum, "weight_decay": decay},
+            {"lr": lr, "betas": tuple(betas), "eps": cfg.adam_eps, "weight_decay": decay},
+        )
+
+    def get_lr(self) -> float:
+        """The rate of all that is no matrix: what a scheduler sets."""
+        return self.param_groups[0]["lr"] / self.cfg.muon_lr_scale
+
+    def set_lr(self, lr: float) -> None:
+        """Sets it, and the matrices' in proportion."""
+        for group in self.param_groups:
+            group["lr"] = lr * self.cfg.muon_lr_scale if "ns_steps" in group else lr
+
+    @property
+    def optimizer_config(self) -> dict[str, Any]:
+        """What a resumed run sets anew: the rate."""
+        return {"lr": self.cfg.lr[0]}
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """`"(0.9, 0.98)"` as two numbers."""
+    try:
+        first, second = (float(part) for part in text.strip("()[] ").split(","))
+    except ValueError:
+        raise UserError(f"--adam-betas {text}: two numbers, as in '(0.9, 0.98)'") from None
+    return first, second
