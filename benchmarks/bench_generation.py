@@ -1,10 +1,12 @@
-"""Generation: beams that share their sentence against a row for each, a closed set, all candidates in one pass.
+"""Generation: beams that share their sentence against a row for each, closed sets, all candidates in one pass.
 
     python benchmarks/bench_generation.py [--arch ofa_tiny] [--batch 8] [--beam 5] [--rounds 5] [--only captions,...]
 
 Random weights, pictures of 384 pixels, 16 tokens forced. Both sides of a row alternate in this process and run the same
 model; the baseline is what stock's loop does by itself: a copy of the encoder's output for every beam, moved at every
-step, BatchNorm after every convolution, and the whole vocabulary. Prints medians, ratios and whether results are equal.
+step, BatchNorm after every convolution, and the whole vocabulary; for a step along a trie, official OFA's: nested
+dictionaries walked for each hypothesis, and a mask of the whole vocabulary. "packed" is `--packed-linears on`. Prints
+medians, ratios and whether results are equal.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from fairseq.data import Dictionary
 
 from ofa_plugin.models.generation import ConstrainedGenerator, Trie, build_ensemble, constraints
 from ofa_plugin.models.generation.candidates import AllCandidateScorer
+from ofa_plugin.models.generation.constraints import MaskedModel
 from ofa_plugin.models.ofa.config import resolve
 from ofa_plugin.models.ofa.model import OFAModel
+from ofa_plugin.models.ofa.packed import pack_linears
 
 VOCABULARY, TEXT = 59457, 50000  # symbols of the released checkpoints, and those of them that answers are made of
 STEPS = 16
@@ -88,14 +92,79 @@ def same_hypotheses(slow: list, fast: list) -> str:
     return f"{equal} of {len(pairs)}, scores within {apart:.0e}"
 
 
+class Walk:
+    """Official OFA's trie: dictionaries in dictionaries, and for each hypothesis a walk and a mask."""
+
+    def __init__(self, answers: list[list[int]], eos: int):
+        self.root: dict = {}
+        for answer in answers:
+            node = self.root
+            for token in (*answer, eos):
+                node = node.setdefault(token, {})
+
+    def probabilities(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities float[R, V] behind prefixes int64[R, T]."""
+        mask = torch.ones_like(logits, dtype=torch.bool)
+        for row, prefix in enumerate(tokens.tolist()):
+            node = self.root
+            for token in prefix[1:]:
+                node = node.get(token, {})
+            mask[row, list(node)] = False
+        return logits.masked_fill(mask, -torch.inf).log_softmax(-1)
+
+
+def trie_step(model: OFAModel, rows: int, rounds: int, count: int) -> None:
+    """Prints what a step along a trie costs, from the decoder's features to log-probabilities, and what one takes."""
+    features = torch.randn(rows, 1, model.cfg.decoder_embed_dim, generator=torch.Generator().manual_seed(4))
+    project = model.decoder.output_projection
+    answers = answers_of(count)
+    start = time.perf_counter()
+    trie = Trie.from_answers(answers)
+    built = time.perf_counter() - start
+    walk = Walk(answers, trie.eos)
+    chosen = random.Random(5).sample([answer for answer in answers if len(answer) > 1], rows)
+    tokens = torch.tensor([[0, answer[0]] for answer in chosen])
+    ensemble, masked = build_ensemble([model], trie), MaskedModel(model)
+    carried = {"prompt_length": [torch.zeros(rows, dtype=torch.int64)]}
+
+    def ours() -> torch.Tensor:
+        carried["node"] = [torch.zeros(rows, dtype=torch.int64)]
+        masked.allowed = ensemble.allowed(tokens, carried)
+        if masked.narrow:
+            given = features @ project.weight[masked.allowed.tokens].transpose(1, 2)
+        else:
+            given = project(features)
+        return masked.get_normalized_probs((given, None), True)[:, 0]
+
+    ways = {
+        "walk": lambda: walk.probabilities(project(features)[:, 0], tokens),
+        "ours": ours,
+        "free": lambda: project(features)[:, 0].log_softmax(-1),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    results = {}
+    for number in range(4 * rounds + 1):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            results[name] = work()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    known = results["walk"].isfinite()
+    equal = bool((known == results["ours"].isfinite()).all())
+    apart = float((results["walk"][known] - results["ours"][known]).abs().max()) if equal else float("nan")
+    size = sum(part.nbytes for part in (trie.keys, trie.ends, trie.first)) / 2**20
+    steps = " | ".join(f"{statistics.median(times[name]) * 1e3:.1f} ms" for name in ways)
+    print(f"| {count:,} | {built:.2f} s | {size:.0f} MiB | {steps} | within {apart:.0e} |", flush=True)
+
+
 def main() -> None:
-    """Prints the table as Markdown."""
+    """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", default="ofa_tiny")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="captions,loop,closed,candidates", help="which of the rows")
+    parser.add_argument("--only", default="captions,loop,closed,packed,candidates,trie", help="which of the rows")
     args = parser.parse_args()
     model, inputs = model_of(args.arch), batch_of(args.batch)
     resnet, dictionary = model.encoder.embed_images, model.encoder.dictionary
@@ -113,6 +182,23 @@ def main() -> None:
     def whole(shares: bool) -> list:
         return search(None, shares, NARROW, min_len=STEPS, max_len_b=STEPS)
 
+    def packed(work: Callable[[], list]) -> Callable[[], list]:
+        """The same with packed linear layers, laid out once."""
+        layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+        pack_linears([model], "on")
+        kept = [vars(layer).pop("forward") for layer in layers]
+
+        def run() -> list:
+            for layer, forward in zip(layers, kept, strict=True):
+                layer.forward = forward
+            try:
+                return work()
+            finally:
+                for layer in layers:
+                    del layer.forward
+
+        return run
+
     threads = f"{torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "one thread"
     print(f"{args.arch}, batch {args.batch}, beam {args.beam}, {threads}, medians of {args.rounds}\n")
     print("| | a row for each beam | ours | ratio | equal |\n|---|---|---|---|---|")
@@ -122,6 +208,9 @@ def main() -> None:
     with torch.no_grad():
         if "captions" in wanted:
             compare("captions, whole", args.rounds, lambda: whole(False), lambda: whole(True), same_hypotheses)
+            if "packed" in wanted:
+                fast = packed(lambda: whole(True))
+                compare("captions, whole, packed", args.rounds, lambda: whole(False), fast, same_hypotheses)
         if "loop" in wanted:
             encoded = model.encoder(**inputs)
             forward, model.encoder.forward = model.encoder.forward, lambda *_, **__: encoded
@@ -129,6 +218,10 @@ def main() -> None:
             compare(
                 "captions, without the encoder", args.rounds, lambda: whole(False), lambda: whole(True), same_hypotheses
             )
+            if "packed" in wanted:
+                fast = packed(lambda: whole(True))
+                title = "captions, without the encoder, packed"
+                compare(title, args.rounds, lambda: whole(False), fast, same_hypotheses)
             if "closed" in wanted:
                 compare(
                     f"closed set of {ANSWERS}, without the encoder",
@@ -164,6 +257,11 @@ def main() -> None:
                 tree,
                 lambda slow, fast: f"left times {ANSWERS / 200:.1f} for all",
             )
+        if "trie" in wanted:
+            print("\n| answers | to build | arrays | dictionaries' step | ours | without a trie | equal |")
+            print("|---|---|---|---|---|---|---|")
+            for count in (ANSWERS, 10**6):
+                trie_step(model, args.batch * args.beam, args.rounds, count)
 
 
 if __name__ == "__main__":

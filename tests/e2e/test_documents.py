@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -118,3 +119,29 @@ def test_every_page_that_is_linked_exists_and_every_file_that_is_named():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_real_data_of_the_page_on_generation(shared, tmp_path):
+    """The commands of the page on the first rows of each file."""
+    statements, cells = (
+        [block for block in blocks("docs/generation.md") if mark in block] for mark in ("nlvr-model", "bccd-model")
+    )
+    for folder, source in (("nlvr", "data/nlvr"), ("bccd", "data/bccd/grounding")):
+        (tmp_path / folder).mkdir()
+        for file in shared(source).glob("*.tsv"):
+            with (
+                file.open(encoding="utf-8") as rows,
+                (tmp_path / folder / file.name).open("w", encoding="utf-8") as some,
+            ):
+                some.writelines(itertools.islice(rows, 24))
+    typed(statements[0], tmp_path, vocab_size="320", max_update="2")
+    entries = json.loads((tmp_path / "nlvr-answers" / "valid_predict.json").read_text())
+    assert len(entries) == 24 and {entry["answer"] for entry in entries} <= {"yes", "no", "no answer"}
+    assert all({one["answer"] for one in entry["ranking"]} == {"yes", "no"} for entry in entries)
+    typed(cells[0], tmp_path, max_update="2")
+    entries = json.loads((tmp_path / "bccd-boxes" / "test_predict.json").read_text())
+    assert len(entries) == 24
+    for entry in entries:
+        assert len(entry["ranking"]) == 3
+        for x0, y0, x1, y1 in (one["box"] for one in entry["ranking"]):
+            assert x0 < x1 and y0 < y1
