@@ -70,13 +70,33 @@ def test_fused_path_keeps_no_weights_of_every_row():
     assert max(sizes) < 8 * HEADS * 40 * 40
 
 
-def test_sixteen_bits_and_inference_take_torchs_own_path():
+def test_sixteen_bits_and_inference_are_not_served():
     bias = torch.randn(1, HEADS, 2, 2, requires_grad=True)
     queries = torch.randn(1, HEADS, 2, WIDTH)
     assert not FlashWithBias.serves(queries.bfloat16(), bias)
     assert not FlashWithBias.serves(queries, bias.detach())
     with torch.no_grad():
         assert not FlashWithBias.serves(queries, bias)
+
+
+def test_16_bits_that_learn_a_bias_are_close_to_32():
+    """Values and gradients, a source position masked out."""
+    torch.manual_seed(4)
+    attention, other = (Attention(16, HEADS, 2.0, scale_heads=False) for _ in range(2))
+    other.load_state_dict(attention.state_dict())
+    other.bfloat16()
+    bias = torch.randn(1, HEADS, 6, 6)
+    x, padding = torch.randn(2, 6, 16), torch.zeros(2, 1, 1, 6)
+    padding[1, ..., 4:] = -torch.inf
+    found = []
+    for module, dtype in ((attention, torch.float32), (other, torch.bfloat16)):
+        learned, given = (part.detach().to(dtype).clone().requires_grad_() for part in (bias, x))
+        assert FlashWithBias.serves(given, learned) == (dtype == torch.float32)
+        out, _ = module(given, *module.keys_and_values(given), learned, padding.to(dtype))
+        out.float().square().sum().backward()
+        found.append([out.detach(), given.grad, learned.grad])
+    for wide, narrow in zip(*found, strict=True):
+        torch.testing.assert_close(narrow.float(), wide, atol=0.03 * float(wide.abs().max()), rtol=0.05)
 
 
 def test_dropout_works_on_the_attention_weights():
