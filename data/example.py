@@ -31,6 +31,7 @@ class Example:
         seed: from (seed, epoch, row), for what the model draws for the example: which patches it keeps.
         unscored: how many positions the target begins with that have no loss; its eos always has.
         hole: side in pixels of the square in the middle of the picture that the model must not see.
+        erased: top, left and float32[3, h, w]: what stands there in the normalised picture instead; None: nothing does.
         notes: what was put right on the way, in words.
         scale: pixels of `image` for each pixel of the stored picture, along x and y.
         error: why the row could not be used, where bad rows are reported in their place; else None.
@@ -54,6 +55,7 @@ class Example:
     seed: int = 0
     unscored: int = 0
     hole: int = 0
+    erased: tuple[int, int, Tensor] | None = None
     notes: tuple[str, ...] = ()
     scale: tuple[float, float] = (1.0, 1.0)
     error: str | None = None
@@ -116,6 +118,10 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
             if one.hole:  # the mean colour, which no uint8 is
                 top, left = ((side - one.hole) // 2 for side in one.image.shape[1:])
                 net_input["patch_images"][row, :, top : top + one.hole, left : left + one.hole] = 0
+            if one.erased is not None:
+                top, left, noise = one.erased
+                height, width = noise.shape[1:]
+                net_input["patch_images"][row, :, top : top + height, left : left + width] = noise
         if len(pictures) < len(examples):
             numbers = {name: number for number, name in enumerate(pictures)}
             net_input["image_rows"] = torch.tensor([numbers[id(example.image)] for example in examples])

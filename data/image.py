@@ -222,6 +222,12 @@ def normalise(batch: Tensor, imagenet: bool = False) -> Tensor:
     return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
 
 
+def mean_colour(imagenet: bool = False) -> tuple[int, int, int]:
+    """The colour that `normalise` takes to zero, in whole levels."""
+    red, green, blue = (round(255 * mean) for mean in (_IMAGENET if imagenet else _HALF)[0])
+    return red, green, blue
+
+
 def _from_base64(cell: str) -> bytes:
     """Strict: both alphabets, padding or none, and not one character more. Official drops what it does not know."""
     remedy = "give a path, or base64 as b64encode or urlsafe_b64encode of Python's base64 write it"

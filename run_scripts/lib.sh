@@ -79,6 +79,18 @@ subset() { # subset OFFICIAL PLAIN: the official name of a split where DATA has 
   if [[ -f $DATA/$1.tsv ]]; then echo "$1"; else echo "$2"; fi
 }
 
+answers() { # answers OFFICIAL PLAIN: the answer set: ANSWERS, else the official file beside the data, else ours
+  local folder=$DATA
+  [[ -d $folder || $folder != *.tsv ]] || folder=$(dirname "${DATA%%,*}")
+  if [[ -n ${ANSWERS:-} ]]; then
+    echo "$ANSWERS"
+  elif [[ -f $folder/$1 ]]; then
+    echo "$folder/$1"
+  else
+    echo "$folder/$2"
+  fi
+}
+
 batch() { # batch TOTAL EACH: an update of TOTAL rows, or a few less, from batches of at most EACH on every device
   local share=$(($1 / WORLD)) each
   ((share > 0)) || usage "an update has $1 rows, too few for $WORLD processes"

@@ -29,22 +29,10 @@ case $SIZE in
     ;;
 esac
 
-answers() { # the answer set: ANSWERS, else the official file beside the data, else answers.txt
-  local folder=$DATA
-  [[ -d $folder || $folder != *.tsv ]] || folder=$(dirname "${DATA%%,*}")
-  if [[ -n ${ANSWERS:-} ]]; then
-    echo "$ANSWERS"
-  elif [[ -f $folder/trainval_ans2label.pkl ]]; then
-    echo "$folder/trainval_ans2label.pkl"
-  else
-    echo "$folder/answers.txt"
-  fi
-}
-
 case $VERB in
   train)
     batch "$TOTAL" "$EACH"
-    train vqa_gen "${BATCH[@]}" "${RECIPE[@]}" --ans2label-file "$(answers)" \
+    train vqa_gen "${BATCH[@]}" "${RECIPE[@]}" --ans2label-file "$(answers trainval_ans2label.pkl answers.txt)" \
       --train-subset "$(subset vqa_train train)" --valid-subset "$(subset vqa_val valid)" \
       --val-inference-type beamsearch --eval-args "$EVAL" \
       --best-checkpoint-metric vqa_score --maximize-best-checkpoint-metric

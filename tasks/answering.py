@@ -121,6 +121,10 @@ class AnsweringBuilder(Builder):
         """The cell with the answers among which this row's is to be found; None where it has none of its own."""
         return None
 
+    def seen(self, index: int, row: Row, draw: np.random.Generator) -> dict[str, Any]:
+        """The fields of the example that hold its picture."""
+        return {"image": self.image(index, row.image)}
+
     answer_column: ClassVar[str] = "answers"
     answer_remedy: ClassVar[str] = ""  # how to write it
 
@@ -147,11 +151,11 @@ class AnsweringBuilder(Builder):
             target = self.target(f" {answer}", max_tokens=self.cfg.max_tgt_length)
         yield self.example(
             index,
-            row.id,
+            self.uniq_id(index, row),
             source=source,
             target=target,
             prompt={"src": source, "prev_output": source[:-1]}.get(self.cfg.prompt_type),
-            image=self.image(index, row.image),
+            **self.seen(index, row, draw),
             confidence=confidence,
             allowed=allowed.trie.allowed(target.tolist()) if allowed and answer is not None else None,
             choices=paths,
@@ -192,6 +196,7 @@ class AnsweringTask(OFATask):
 
     evaluation_defaults: ClassVar[dict[str, Any]] = {"beam": 5, "unnormalized": True, "temperature": 1.0}
     default_answers: ClassVar[tuple[str, ...]] = ()
+    ranked: ClassVar[int] = 1  # how many of the likeliest answers its metrics look at
 
     def setup(self) -> None:
         """Reads the answer set, which goes into the checkpoint, and builds the trie."""
@@ -232,9 +237,9 @@ class AnsweringTask(OFATask):
         elif self.default_answers:
             answers = list(self.default_answers)
         else:
+            free = ", or --unconstrained-training for free answers" if "unconstrained_training" in cfg else ""
             raise UserError(
-                f"--task {cfg._name} needs its answer set: give --ans2label-file FILE (one answer a line), "
-                "or --unconstrained-training for free answers"
+                f"--task {cfg._name} needs its answer set: give --ans2label-file FILE (one answer a line){free}"
             )
         text = json.dumps(answers, ensure_ascii=False)
         cfg.answers, cfg.answers_file, cfg.answers_digest = text, None, None
@@ -295,7 +300,7 @@ class AnsweringTask(OFATask):
             if own:
                 raise UserError(f"{flag} does not go with --multiple-choice, which scores all answers: leave it out")
             raise UserError(f"{flag} does not go with --val-inference-type allcand: leave it out, or take beamsearch")
-        best = max(settings.beam, self.cfg.write_ranking)
+        best = max(settings.beam, self.cfg.write_ranking, self.ranked)
         return AllCandidateGenerator(
             models, self.target_dictionary, self.trie, beam_size=best, temperature=settings.temperature
         )

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, List, Optional  # noqa: UP035  fairseq's parser reads these forms only
@@ -562,7 +562,7 @@ class OFATask(Interactive, FairseqTask):
 
     def _tallied(self, sample: dict[str, Any], hypotheses: list[list[dict[str, Any]]]) -> Tally:
         tally = Tally(self.metrics[sample["split"]])
-        answers = [self.answer_to(sample, row, best[0]) for row, best in enumerate(hypotheses)]
+        answers = [self.judged(sample, row, best) for row, best in enumerate(hypotheses)]
         for row, answer in enumerate(answers):
             tally.add(answer, sample["references"][row], self.kind_of(sample))
         if self.cfg.eval_print_samples:
@@ -750,15 +750,15 @@ class OFATask(Interactive, FairseqTask):
     def _answered(
         self, sample: dict[str, Any], row: int, hypotheses: list[dict[str, Any]]
     ) -> tuple[Any, dict[str, Any]]:
-        """The answer to a row as it is scored, and the row's entry in the result file."""
+        """What is scored of a row's hypotheses, and the row's entry in the result file."""
         cfg, best = self.cfg, hypotheses[0]
-        answer = self.answer_to(sample, row, best)
+        answer, judged = self.answer_to(sample, row, best), self.judged(sample, row, hypotheses)
         entry = self.entry_to(sample, row, answer)
         said = [name for name in list(entry)[1:] if name != "kind"]  # the first is the id
         entry["score"] = round(float(best["score"]), 5)
         if cfg.reject_below is not None and math.exp(entry["score"]) < cfg.reject_below:
             entry["rejected"] = {name: entry[name] for name in said}
-            answer = NO_ANSWER if isinstance(answer, str) else [] if isinstance(answer, list) else None
+            judged = NO_ANSWER if isinstance(judged, str) else [] if isinstance(judged, list) else None
             entry.update(dict.fromkeys(said, NO_ANSWER if isinstance(answer, str) else None))
         if cfg.write_log_probs:
             pairs = zip(best["tokens"].tolist(), best["positional_scores"].tolist(), strict=True)
@@ -769,7 +769,7 @@ class OFATask(Interactive, FairseqTask):
                 {**{name: other[name] for name in said}, "score": round(float(one["score"]), 5)}
                 for other, one in ranked[: cfg.write_ranking]
             ]
-        return answer, entry
+        return judged, entry
 
     def _generate(
         self,
@@ -816,6 +816,10 @@ class OFATask(Interactive, FairseqTask):
     def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Any:
         """What a hypothesis for a row of a batch says, as it is scored and written."""
         return self.answer(hypothesis["tokens"])
+
+    def judged(self, sample: dict[str, Any], row: int, hypotheses: Sequence[dict[str, Any]]) -> Any:
+        """What the metrics see of a row's hypotheses, the likeliest of which comes first: the answer."""
+        return self.answer_to(sample, row, hypotheses[0])
 
     def answer(self, tokens: torch.Tensor) -> str:
         """The text of a hypothesis' tokens int64[T]."""

@@ -23,6 +23,7 @@ from tests.helpers.stock import ROOT, USER_DIR
 
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "lib.sh")
 SIZES = ("nano", "tiny", "medium", "base", "large", "huge")
+TOTALS = {"caption": 128, "image_classify": 256, "ocr": 128, "snli_ve": 256, "unify_task": 8, "vqa_gen": 512}
 
 
 def script(name, *arguments, cwd=ROOT, **variables):
@@ -68,7 +69,7 @@ def test_stock_takes_every_flag_of_every_recipe(name, verb, size):
     assert args.user_dir == USER_DIR and args.data == "/data" and args.bpe_dir == "/bpe"
     if verb == "train":
         assert args.arch == f"ofa_{size}" and args.lr_scheduler == "ofa_polynomial_decay"
-        total = {"caption": 128, "vqa_gen": 512, "snli_ve": 256, "unify_task": 8}[args.task]
+        total = TOTALS[args.task]
         assert args.batch_size * args.update_freq[0] == total or size == "nano"
     else:
         assert args.path == "/c.pt" and args.gen_subset == "test"
@@ -372,6 +373,32 @@ def test_the_answer_set_lies_beside_the_data_unless_named(tmp_path):
     assert parsed(script("vqa.sh", "train", "base", "/d/a.tsv,/d/b.tsv", **flags)).ans2label_file == "/d/answers.txt"
     named = parsed(script("vqa.sh", "evaluate", "base", "/d", CKPT="/c.pt", ANSWERS="/my answers.txt"))
     assert named.ans2label_file == "/my answers.txt"
+
+
+def test_image_classification_has_the_official_numbers(tmp_path):
+    """`ofa-tasks.md` 8: one row, that of large."""
+    (tmp_path / "class2label_new.pkl").touch()
+    for split in ("train", "val_subset", "val"):
+        (tmp_path / f"imagenet_1k_{split}.tsv").touch()
+    args = parsed(script("image_classify.sh", "train", "large", str(tmp_path), BPE_DIR="/bpe"))
+    assert (args.lr, args.max_update, args.warmup_updates, args.label_smoothing) == ([5e-5], 160000, 1000, 0.1)
+    assert (args.encoder_drop_path_rate, args.decoder_drop_path_rate, args.patch_image_size) == (0.1, 0.1, 480)
+    assert (args.max_src_length, args.max_tgt_length) == (128, 30) and args.imagenet_default_mean_and_std
+    assert args.freeze_encoder_embedding and args.freeze_decoder_embedding
+    assert args.best_checkpoint_metric == "score" and args.ans2label_file == str(tmp_path / "class2label_new.pkl")
+    assert (args.train_subset, args.valid_subset) == ("imagenet_1k_train", "imagenet_1k_val_subset")
+    tested = parsed(script("image_classify.sh", "evaluate", "large", str(tmp_path), CKPT="/c.pt"))
+    assert tested.gen_subset == "imagenet_1k_val" and tested.ans2label_file is None and tested.batch_size == 8
+    named = parsed(script("image_classify.sh", "train", "nano", "/d", BPE_DIR="/bpe"))
+    assert named.ans2label_file == "/d/classes.txt" and named.imagenet_default_mean_and_std
+
+
+@pytest.mark.parametrize(("size", "lr", "drop"), [("base", 5e-5, 0.1), ("tiny", 5e-5, 0.1), ("huge", 3e-5, 0.2)])
+def test_reading_takes_the_numbers_of_its_size(size, lr, drop):
+    args = parsed(script("ocr.sh", "train", size, "/data", "--bpe", "bert", BPE_DIR="/bpe"))
+    assert (args.lr, args.encoder_drop_path_rate, args.decoder_drop_path_rate) == ([lr], drop, drop)
+    assert (args.best_checkpoint_metric, args.patch_image_size, args.bpe) == ("acc", 480, "bert")
+    assert '"max_len_b": 64' in parsed(script("ocr.sh", "evaluate", size, "/data", CKPT="/c.pt")).eval_args
 
 
 # ---- pretraining -----------------------------------------------------------------------------------------------------

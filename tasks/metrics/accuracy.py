@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ...data.text import MARK, SEPARATOR
 from .base import Metric
@@ -23,6 +24,25 @@ class SNLIScore(VQAScore):
     """Share of the pairs whose label was predicted, under its official name."""
 
     name = "snli_score"
+
+
+class ClassScore(Metric):
+    """Share of the pictures whose class is the likeliest answer, under its official name."""
+
+    name = "score"
+    digits = 3
+    within: ClassVar[int] = 1  # of how many of the likeliest answers one has to be right
+
+    def score(self, hypothesis: Sequence[str], reference: Mapping[str, float]) -> float:
+        """1 or 0; `hypothesis` are the likeliest answers, the likeliest first, `reference` has the class as its key."""
+        return float(any(answer in reference for answer in hypothesis[: self.within]))
+
+
+class TopFive(ClassScore):
+    """Share of the pictures whose class is among the five likeliest answers."""
+
+    name = "top5"
+    within = 5
 
 
 def parse_answers(cell: str) -> dict[str, float]:

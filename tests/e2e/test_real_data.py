@@ -42,3 +42,14 @@ def test_questions_about_pictures_beside_the_file_are_answered(shared, world, tm
     entries = train_and_generate(tmp_path, world, easy / "train.tsv", easy_test, "vqa_gen", *answers)
     assert [entry["question_id"] for entry in entries] == [line.split("\t")[0] for line in lines]
     assert {entry["answer"] for entry in entries} <= set((easy / "answers.txt").read_text().split())
+
+
+def test_lines_of_old_prints_are_read(shared, world, tmp_path):
+    ocr = shared("data/ocr")
+    lines = (ocr / "test.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:30]
+    (few := tmp_path / "test.tsv").write_text("".join(lines), encoding="utf-8")
+    settings = ("--eval-args", '{"beam": 2, "max_len_b": 12}')
+    entries = train_and_generate(tmp_path, world, ocr / "train.tsv", few, "ocr", *settings)
+    assert [entry["image_id"] for entry in entries] == [line.split("\t")[0] for line in lines]
+    scores = json.loads((tmp_path / "out" / "test_scores.json").read_text())
+    assert scores["scored"] == 30 and 0 <= scores["acc"] <= scores["ned"] < 0.6

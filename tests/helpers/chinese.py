@@ -16,9 +16,9 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = ("play", "##ing", "##s", "cafe", "n", "'", "t", ".", "?", "，", "##红")
 
 
-def write_wordpiece(folder: Path) -> Path:
-    """Writes `vocab.txt` and `dict.txt` of what the captions and the instruction need, and a few English pieces."""
-    characters = sorted(set("".join(CAPTIONS.values()) + "图片描述了什么内容"))
+def write_wordpiece(folder: Path, more: str = "") -> Path:
+    """Writes `vocab.txt` and `dict.txt` of what the captions, their instruction and `more` need, and English pieces."""
+    characters = sorted(set("".join(CAPTIONS.values()) + "图片描述了什么内容" + more))
     pieces = [*SPECIAL, *characters, *PIECES]
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ofa_plugin.tasks.metrics import VQAScore, best_answer, parse_answers
+from ofa_plugin.tasks.metrics.accuracy import ClassScore, TopFive
 
 FIXTURE = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "vqa_score.json").read_text())
 REPORTED = json.loads((Path(__file__).parents[2] / "fixtures" / "text" / "metrics.json").read_text())["cases"]
@@ -53,3 +54,26 @@ def test_answers_survive(answer):
 def test_a_cell_that_cannot_be_read_says_why(cell, message):
     with pytest.raises(ValueError, match=message):
         parse_answers(cell)
+
+
+@pytest.mark.parity
+def test_the_score_of_classes_is_reported_as_officially():
+    (case,) = (case for case in REPORTED if case["name"] == "image_classify")
+    [log] = case["logs"]
+    assert {ClassScore.name: ClassScore().value(log["_score_sum"], log["_score_cnt"])} == case["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("ranking", "first", "five"),
+    [
+        (["cat", "dog"], 1.0, 1.0),
+        (["dog", "cat"], 0.0, 1.0),
+        (["a", "b", "c", "d", "cat"], 0.0, 1.0),
+        (["a", "b", "c", "d", "e", "cat"], 0.0, 0.0),
+        (["ca", "cats", "Cat"], 0.0, 0.0),
+        ([], 0.0, 0.0),  # --reject-below
+    ],
+)
+def test_the_class_is_looked_for_among_the_likeliest_answers(ranking, first, five):
+    assert ClassScore().score(ranking, {"cat": 1.0}) == first
+    assert TopFive().score(ranking, {"cat": 1.0}) == five
