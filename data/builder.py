@@ -62,6 +62,11 @@ class Builder:
         """The error to raise for row `index`."""
         return BadRow(self.store.path, self.store.line(index), column, reason, remedy)
 
+    def uniq_id(self, index: int, row: Row) -> str:
+        """The row's id; the number of its line where the task's files have none."""
+        uniq_id = getattr(row, "id", None)
+        return str(self.store.line(index)) if uniq_id is None else uniq_id
+
     def example(self, index: int, uniq_id: str, **parts: Any) -> Example:
         """An `Example` of row `index`; `parts` are the rest of its fields."""
         return Example(row=index, uniq_id=uniq_id, place=f"{self.store.path}:{self.store.line(index)}", **parts)
@@ -94,12 +99,11 @@ class Builder:
         """What stands in a batch for a bad row that is to be reported: nothing to learn from, nothing to score."""
         codec = self.codec
         try:
-            uniq_id = getattr(self.store[index], "id", None)
+            row = self.store[index]
         except BadRow:
-            uniq_id = None
-        uniq_id = str(self.store.line(index)) if uniq_id is None else uniq_id
+            row = None
         nothing = {"source": self.source(), "target": torch.tensor([codec.pad]), "image": self.blank()}
-        return self.example(index, uniq_id, error=str(bad), **nothing)
+        return self.example(index, self.uniq_id(index, row), error=str(bad), **nothing)
 
     def blank(self) -> Tensor | None:
         """A picture of the size that the batch has; None for a task without images."""

@@ -1,9 +1,9 @@
 """Tasks by name: importing this registers them, their configurations and their scorers with fairseq."""
 
 from ..data.builder import Builder
-from . import caption, evaluation, pretrain, refcoco, snli_ve, vqa
+from . import caption, evaluation, gigaword, glue, pretrain, refcoco, snli_ve, vqa
 
-__all__ = ["caption", "evaluation", "instructions", "pretrain", "refcoco", "snli_ve", "vqa"]
+__all__ = ["caption", "evaluation", "gigaword", "glue", "instructions", "pretrain", "refcoco", "snli_ve", "vqa"]
 
 
 def instructions() -> list[str]:

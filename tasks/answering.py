@@ -123,6 +123,7 @@ class AnsweringBuilder(Builder):
 
     answer_column: ClassVar[str] = "answers"
     answer_remedy: ClassVar[str] = ""  # how to write it
+    learns_end: ClassVar[bool] = True  # whether the loss counts an end symbol for which the set leaves no alternative
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
@@ -145,15 +146,18 @@ class AnsweringBuilder(Builder):
             target = torch.tensor([self.codec.pad])
         else:
             target = self.target(f" {answer}", max_tokens=self.cfg.max_tgt_length)
+        steps = allowed.trie.allowed(target.tolist()) if allowed and answer is not None else None
+        if steps and not self.learns_end and steps[-1] == [self.codec.eos]:
+            target, steps = target[:-1], steps[:-1]
         yield self.example(
             index,
-            row.id,
+            self.uniq_id(index, row),
             source=source,
             target=target,
             prompt={"src": source, "prev_output": source[:-1]}.get(self.cfg.prompt_type),
-            image=self.image(index, row.image),
+            image=None if self.pictures is None else self.image(index, row.image),
             confidence=confidence,
-            allowed=allowed.trie.allowed(target.tolist()) if allowed and answer is not None else None,
+            allowed=steps,
             choices=paths,
             reference=answers,
             reference_tokens=self.target(f" {next(iter(answers))}") if answer is None and answers else None,
