@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
-from ...data.text import space_characters
+from ...data.text import CHINESE
 from .base import Metric
 from .stems import stem
 from .tokens import tokenize
 
 BETA = 1.2  # recall's weight against precision in coco-caption's rouge.py
 SHORT = 3  # letters up to which rouge_score leaves a word as it is
-WORDS = re.compile(r"[a-z0-9]+|[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")
+WORDS = re.compile(rf"[a-z0-9]+|{CHINESE.pattern}")
 
 
 class ROUGEL(Metric):
@@ -104,7 +104,7 @@ class RougeLRecall(RougeLF1):
 
 def stemmed(text: str) -> list[str]:
     """The stems of a text's words, in lower case; of short words, figures and Chinese characters they themselves."""
-    words = WORDS.findall(space_characters(text.lower()))
+    words = WORDS.findall(text.lower())
     return [stem(word) if len(word) > SHORT else word for word in words]
 
 

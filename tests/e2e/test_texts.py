@@ -23,6 +23,7 @@ class Case:
     metrics: tuple[str, ...]
     asked: str
     answer: str  # its name in the result file
+    updates: int = 9
 
 
 CASES = {
@@ -32,7 +33,13 @@ CASES = {
         "what is the summary of article",
         "hyp",
     ),
-    "cola": Case(("--prompt-type", "src", "--lr", "5e-3"), ("mcc", "acc"), "grammatically correct?", "answer"),
+    "cola": Case(
+        ("--prompt-type", "src", "--lr", "2e-3", "--dropout", "0"),
+        ("mcc", "acc"),
+        "grammatically correct?",
+        "answer",
+        updates=36,
+    ),
     "mrpc": Case(("--prompt-type", "prev_output"), ("acc", "F1"), "have the same semantics?", "answer"),
 }
 
@@ -52,7 +59,7 @@ def lines(task: str, captions: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def texts(world, tmp_path_factory):
-    """Gives the folder of a task's files, made of the small world's captions, and the flags of a run of two epochs."""
+    """Gives the folder of a task's files, made of the small world's captions, and the flags of a run."""
 
     def made(task: str) -> tuple[Path, list]:
         folder = tmp_path_factory.mktemp(task)
@@ -60,9 +67,9 @@ def texts(world, tmp_path_factory):
             rows = (world.root / "caption" / f"{split}.tsv").read_text().splitlines()[:count]
             captions = [row.split("\t")[2].split("&&")[0] for row in rows]
             (folder / f"{split}.tsv").write_text("".join(f"{line}\n" for line in lines(task, captions)))
-        flags = [*world.flags("caption")[1:], *CASES[task].options]
+        flags = [*world.flags("caption")[1:], "--batch-size", 16, "--num-workers", 0, "--lr-scheduler", "fixed"]
         flags[flags.index("--task") + 1] = task
-        flags += ["--batch-size", 16, "--num-workers", 0, "--lr-scheduler", "fixed", "--dropout", "0.1"]
+        flags += ["--dropout", "0.1", *CASES[task].options]
         return folder, flags
 
     return made
@@ -84,13 +91,12 @@ def test_a_text_task_trains_resumes_validates_and_answers(texts, tmp_path, task)
         output = ok(run("train", data, *flags, *more, *limits, log=tmp_path / "log")).output
         return output, torch.load(tmp_path / save / "checkpoint_last.pt", weights_only=True)["model"]
 
-    _, whole = train("whole", 9, "--disable-validation")
+    _, whole = train("whole", case.updates, "--disable-validation")
     train("parts", 5, "--disable-validation")
-    output, parts = train("parts", 9, *best)
+    output, parts = train("parts", case.updates, *best)
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
     in_training = {metric: logged(output, metric) for metric in case.metrics}
-    assert any(in_training.values())
-    print("VALUES", in_training)
+    assert all(in_training.values())  # of what was learned: numbers of nothing would always agree
 
     common = ("--user-dir", USER_DIR, "--task", task, "--cpu", "--num-workers", 0)
     common += ("--path", tmp_path / "parts" / "checkpoint_last.pt")

@@ -66,8 +66,10 @@ def test_official_columns_are_the_texts_and_the_label(name):
     assert pickle.loads(pickle.dumps(builder)) is builder  # spawned workers get it so
 
 
-def test_a_vocabulary_learns_the_instructions():
-    assert ' does " " contain the answer to question " "?' in instructions()
+def test_a_vocabulary_learns_the_instructions_of_texts_where_it_is_told_to():
+    of_texts = instructions(text_tasks=True)
+    assert ' does " " contain the answer to question " "?' in of_texts and len(of_texts) == 7  # RTE asks as MNLI does
+    assert not set(of_texts) & set(instructions())
 
 
 def test_texts_are_cut_to_words_one_by_one(codec, tmp_path):
