@@ -22,13 +22,14 @@ class Example:
         uniq_id: the row's id, as text.
         place: `file:line`, for messages.
         source: int64[S], with bos and eos.
-        target: int64[T], ending in eos.
+        target: int64[T], ending in eos, unless a closed answer set leaves no other end (`AnsweringBuilder.learns_end`).
         prompt: int64[P], what the decoder is given before it answers, beginning with bos; None: bos alone.
         image: uint8[3, h, w], or None for a text task.
         confidence: weight of the example's loss.
         kind: which of its task's kinds of example it is, where the task has several.
         writes_codes: whether the target is image codes, which the decoder gives positions on a grid.
         seed: from (seed, epoch, row), for what the model draws for the example: which patches it keeps.
+        previous: int64[T - 1], what the decoder is shown of the target in training where that is not the target itself.
         unscored: how many positions the target begins with that have no loss; its eos always has.
         hole: side in pixels of the square in the middle of the picture that the model must not see.
         erased: top, left and float32[3, h, w]: what stands there in the normalised picture instead; None: nothing does.
@@ -53,6 +54,7 @@ class Example:
     kind: str = ""
     writes_codes: bool = False
     seed: int = 0
+    previous: Tensor | None = None
     unscored: int = 0
     hole: int = 0
     erased: tuple[int, int, Tensor] | None = None
@@ -99,13 +101,14 @@ def collate(examples: list[Example], bos: int, pad: int, imagenet_mean: bool = F
         `places`, `choices`, `references`, `reference_tokens`, `scales`, `errors` and `notes`, and `counts`, added up.
     """
     prompts = [torch.tensor([bos]) if example.prompt is None else example.prompt for example in examples]
-    pairs = list(zip([example.target for example in examples], prompts, strict=True))
-    target = pad_right([pad_left(target, len(prompt) - 1, pad) for target, prompt in pairs], pad)  # [B, T]
+    pairs = zip(examples, prompts, strict=True)
+    target = pad_right([pad_left(example.target, len(prompt) - 1, pad) for example, prompt in pairs], pad)  # [B, T]
     for row, example in enumerate(examples):
         if example.unscored:
             start = len(prompts[row]) - 1
             target[row, start : start + min(example.unscored, len(example.target) - 1)] = pad
-    previous = pad_right([torch.cat([prompt, target[:-1]]) for target, prompt in pairs], pad)  # [B, T]
+    shown = [one.target[:-1] if one.previous is None else one.previous for one in examples]
+    previous = pad_right([torch.cat(pair) for pair in zip(prompts, shown, strict=True)], pad)  # [B, T]
     net_input = {
         "src_tokens": pad_right([example.source for example in examples], pad),
         "src_lengths": torch.tensor([len(example.source) for example in examples]),

@@ -1,6 +1,7 @@
-"""BART's noise for text infilling (Lewis et al. 2020, section 2.2), over whole words: spans of them become one mask.
+"""Noise on token ids: BART's for text infilling (Lewis et al. 2020, section 2.2), and that of a decoder's input.
 
-The rules are those of official `add_whole_word_mask` (data/pretrain_data/unify_dataset.py).
+In infilling spans of whole words become one mask, by the rules of official `add_whole_word_mask`
+(data/pretrain_data/unify_dataset.py).
 """
 
 from __future__ import annotations
@@ -38,6 +39,20 @@ def excerpt(ids: Tensor) -> Tensor:
         int64[min(N, 256)].
     """
     return ids[:FIRST][-LAST:]
+
+
+def with_random_tokens(ids: Tensor, ratio: float, stop: int, draw: np.random.Generator) -> Tensor:
+    """A copy of ids with random ones among them (official `add_noise_to_tgt` of data/nlg_data/summary_dataset.py).
+
+    Args:
+        ids: int64[N].
+        ratio: probability, for each of them, of being replaced.
+        stop: the id behind the last that may take its place; the first is that of the first text token.
+        draw: where every random choice comes from.
+    """
+    chosen = draw.random(len(ids)) < ratio
+    others = draw.integers(_SPECIALS, stop, size=len(ids))
+    return torch.from_numpy(np.where(chosen, others, ids.numpy()))
 
 
 class Noised(NamedTuple):

@@ -11,7 +11,7 @@ MARK = "|!+"  # between a confidence and its answer
 _LEADING = ",.!?*#:;~"  # stripped at the left end only, and before white space is: a leading space protects it
 _DASHES_TO_SPACES = str.maketrans("-/", "  ")
 _WHITE_RUN = re.compile(r"\s{2,}")  # a single tab stays
-_CHINESE = re.compile(  # the blocks that BERT takes for Chinese: unified ideographs, extensions A to E, compatibility
+CHINESE = re.compile(  # the blocks that BERT takes for Chinese: unified ideographs, extensions A to E, compatibility
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
@@ -48,7 +48,7 @@ def strip_punctuation(text: str) -> str:
 
 def space_characters(text: str) -> str:
     """A space on both sides of each Chinese character, which is a word of its own: `"2只猫"` gives `"2 只  猫 "`."""
-    return _CHINESE.sub(r" \g<0> ", text)
+    return CHINESE.sub(r" \g<0> ", text)
 
 
 def _tidy(text: str, max_words: int | None, person: bool) -> str:

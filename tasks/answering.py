@@ -123,10 +123,11 @@ class AnsweringBuilder(Builder):
 
     def seen(self, index: int, row: Row, draw: np.random.Generator) -> dict[str, Any]:
         """The fields of the example that hold its picture."""
-        return {"image": self.image(index, row.image)}
+        return {"image": None if self.pictures is None else self.image(index, row.image)}
 
     answer_column: ClassVar[str] = "answers"
     answer_remedy: ClassVar[str] = ""  # how to write it
+    learns_end: ClassVar[bool] = True  # whether the loss counts an end symbol for which the set leaves no alternative
 
     def examples(self, index: int, row: Row, draw: np.random.Generator) -> Iterator[Example]:
         """Yields the one example of a row."""
@@ -149,6 +150,9 @@ class AnsweringBuilder(Builder):
             target = torch.tensor([self.codec.pad])
         else:
             target = self.target(f" {answer}", max_tokens=self.cfg.max_tgt_length)
+        steps = allowed.trie.allowed(target.tolist()) if allowed and answer is not None else None
+        if steps and not self.learns_end and steps[-1] == [self.codec.eos]:
+            target, steps = target[:-1], steps[:-1]
         yield self.example(
             index,
             self.uniq_id(index, row),
@@ -157,7 +161,7 @@ class AnsweringBuilder(Builder):
             prompt={"src": source, "prev_output": source[:-1]}.get(self.cfg.prompt_type),
             **self.seen(index, row, draw),
             confidence=confidence,
-            allowed=allowed.trie.allowed(target.tolist()) if allowed and answer is not None else None,
+            allowed=steps,
             choices=paths,
             reference=answers,
             reference_tokens=self.target(f" {next(iter(answers))}") if answer is None and answers else None,

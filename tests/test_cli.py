@@ -10,6 +10,7 @@ import pytest
 
 from ofa_plugin import cli
 from ofa_plugin.commands import VERBS, doctor, make_shapes
+from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.world import files
 from ofa_plugin.data.world.language import Question
 from tests.helpers.stock import ROOT, USER_DIR, ok, run
@@ -116,6 +117,21 @@ def test_train_bpe_writes_a_bpe_dir(tmp_path, capsys):
     assert cli.main(["train-bpe", str(tmp_path / "bpe"), str(rows), "--columns", "1", "--vocab-size", "320"]) == 0
     assert sorted(path.name for path in (tmp_path / "bpe").iterdir()) == ["dict.txt", "spm.model"]
     assert f"--bpe sentencepiece --bpe-dir {tmp_path / 'bpe'}" in capsys.readouterr().out
+
+
+def test_train_bpe_learns_what_the_tasks_ask(tmp_path):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("a dog\n" * 20)
+    lengths = []
+    for flags in ((), ("--text-tasks",)):
+        out = tmp_path / f"bpe{len(flags)}"
+        assert cli.main(["train-bpe", str(out), str(rows), "--columns", "0", "--vocab-size", "420", *flags]) == 0
+        codec = Codec.build("sentencepiece", str(out), 10, 8)
+        lengths.append(
+            [len(codec.encode(text)) for text in (" what does the image describe?", " grammatically correct?")]
+        )
+    (image, text), (image_of_texts, text_of_texts) = lengths
+    assert image < image_of_texts and text_of_texts < text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -23,11 +24,15 @@ from tests.helpers.stock import ROOT, USER_DIR
 
 SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if path.name != "lib.sh")
 SIZES = ("nano", "tiny", "medium", "base", "large", "huge")
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2")
 TOTALS = {"caption": 128, "image_classify": 256, "ocr": 128, "snli_ve": 256, "unify_task": 8, "vqa_gen": 512}
+TOTALS |= {"gigaword": 512, "rte": 64}
 
 
-def script(name, *arguments, cwd=ROOT, **variables):
-    """Runs a script with DRY=1 and no GPU; a variable that is None is not set."""
+def script(name, *arguments, cwd=ROOT, task="rte", **variables):
+    """Runs a script with DRY=1 and no GPU, that of GLUE for `task`; a variable that is None is not set."""
+    if name == "glue.sh" and len(arguments) > 1:
+        arguments = (*arguments[:2], task, *arguments[2:])
     environment = {"PATH": os.environ["PATH"], "DRY": "1", "GPUS": "0", **variables}
     environment = {name: value for name, value in environment.items() if value is not None}
     command = ["bash", str(ROOT / "run_scripts" / name), *arguments]
@@ -358,6 +363,49 @@ def test_the_caption_is_a_premise_where_it_is_asked_for():
     args = parsed(script("snli_ve.sh", "train", "large", "/data", BPE_DIR="/bpe", PREMISE="caption"))
     assert args.add_caption and args.prompt_type == "prev_output" and args.label_smoothing == 0
     assert "PREMISE=text" in script("snli_ve.sh", "train", "base", "/d", BPE_DIR="/b", PREMISE="text").stderr
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_the_recipes_of_glue_lie_within_what_the_official_scripts_try(task):
+    """`ofa-tasks.md` 8: devices x batch x update-freq, learning rates, epochs, selection metric."""
+    (devices, each, frequencies), every = {
+        "cola": ((2, 16, (4, 2, 1)), 10),
+        "mrpc": ((2, 16, (4, 2, 1)), 10),
+        "rte": ((2, 8, (8, 4, 2)), 10),
+        "sst2": ((4, 16, (2, 1)), 50),
+        "mnli": ((8, 8, (4, 2)), 1000),
+        "qnli": ((8, 8, (4, 2)), 500),
+        "qqp": ((8, 8, (4, 2)), 1000),
+    }[task]
+    args = parsed(script("glue.sh", "train", "large", "/data", BPE_DIR="/bpe", task=task))
+    assert args.task == task and args.batch_size == each and args.validate_interval_updates == every
+    assert args.batch_size * args.update_freq[0] in [devices * each * frequency for frequency in frequencies]
+    assert args.lr[0] in (1e-4, 7e-5, 6e-5, 5e-5, 3e-5) and args.max_epoch in (5, 7, 10)
+    assert (args.warmup_ratio, args.label_smoothing, args.prompt_type) == (0.06, 0.0, "src")
+    assert (args.max_src_length, args.max_tgt_length, args.fp16_init_scale) == (512, 30, 16)
+    assert args.best_checkpoint_metric == ("mcc" if task == "cola" else "acc") and args.maximize_best_checkpoint_metric
+    assert args.save_dir.endswith(f"/checkpoints/{task}_large")
+
+
+def test_a_task_of_glue_is_named_and_has_its_official_files(tmp_path):
+    (tmp_path / "qqp_train.tsv").touch()
+    (tmp_path / "qqp_dev.tsv").touch()
+    args = parsed(script("glue.sh", "train", "nano", str(tmp_path), BPE_DIR="/bpe", task="qqp"))
+    assert (args.train_subset, args.valid_subset) == ("qqp_train", "qqp_dev")
+    refused = script("glue.sh", "train", "nano", "/data", BPE_DIR="/bpe", task="wnli")
+    assert refused.stderr.endswith("error: TASK wnli: one of cola mnli mrpc qnli qqp rte sst2\n")
+
+
+def test_the_recipe_of_summaries_has_the_official_numbers():
+    args = parsed(script("gigaword.sh", "train", "large", "/data", BPE_DIR="/bpe"))
+    assert (args.lr, args.max_epoch, args.warmup_ratio, args.label_smoothing) == ([1e-4], 6, 0.06, 0.1)
+    assert (args.max_src_length, args.max_tgt_length, args.noise_ratio) == (512, 64, 0.2)
+    assert (args.encoder_drop_path_rate, args.decoder_drop_path_rate) == (0.1, 0.1)
+    assert args.validate_interval_updates == 2500 and args.best_checkpoint_metric == "rougeL_f1" and args.eval_rouge
+    settings = {"beam": 6, "lenpen": 0.7, "max_len_b": 32, "no_repeat_ngram_size": 3}
+    assert json.loads(args.eval_args) == settings
+    answered = parsed(script("gigaword.sh", "evaluate", "large", "/data", CKPT="/c.pt"))
+    assert json.loads(answered.eval_args) == settings and answered.batch_size == 32
 
 
 def test_the_recipe_of_questions_averages_weights_and_reads_object_labels():

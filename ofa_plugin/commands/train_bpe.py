@@ -18,12 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--columns", metavar="N,...", help="columns with text, counted from 0")
     parser.add_argument("--vocab-size", metavar="N", type=int, default=8000, help="pieces to make (default: 8000)")
+    parser.add_argument("--text-tasks", action="store_true", help="learn the instructions of gigaword and GLUE instead")
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the folder and prints what went into it.
 
-    The instructions of all tasks are learned beside the files' texts, so that each is a few tokens long.
+    The instructions of the tasks, with --text-tasks of those without pictures, are learned beside the files' texts, so
+    that each is a few tokens long.
 
     Raises:
         UserError: columns are no list of numbers, a file is missing, or the text is too small for --vocab-size.
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.sentencepiece_training import train_bpe
     from ..tasks import instructions
 
-    summary = train_bpe(args.out, files, args.vocab_size, instructions())
+    summary = train_bpe(args.out, files, args.vocab_size, instructions(args.text_tasks))
     if summary["reduced"]:
         print(summary["reduced"])
     print(f"{summary['pieces']} pieces from {summary['texts']} texts: --bpe sentencepiece --bpe-dir {args.out}")

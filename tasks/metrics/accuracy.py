@@ -1,7 +1,8 @@
-"""Answer accuracy: the soft score of VQA, where each accepted answer has its own confidence."""
+"""What answers of a closed set are judged by: accuracy, soft or not, and what is made of the counts of yes and no."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -43,6 +44,50 @@ class TopFive(ClassScore):
 
     name = "top5"
     within = 5
+
+
+class Accuracy(VQAScore):
+    """Share of the rows answered rightly, under its official name."""
+
+    name = "acc"
+
+
+class YesNo(Metric):
+    """A metric of how often yes and no were answered rightly and wrongly. Whatever is not the right answer is wrong."""
+
+    width = 4  # rightly yes, wrongly yes, rightly no, wrongly no
+
+    def sums(self, hypothesis: str, reference: Mapping[str, float]) -> tuple[float, ...]:
+        """A row's 1 among three zeros; the one answer of `reference` is the right one."""
+        right, yes = hypothesis in reference, "yes" in reference
+        return float(right and yes), float(not right and not yes), float(right and not yes), float(not right and yes)
+
+
+class F1(YesNo):
+    """Harmonic mean of precision and recall of the answer yes, 0..1; 0 where no yes is right."""
+
+    name = "F1"
+    digits = 3
+
+    def value(self, *sums: float) -> float:
+        """From the counts of all rows."""
+        right, false_yes, _, false_no = map(float, sums)
+        return round(2 * right / (2 * right + false_yes + false_no), self.digits) if right else 0.0
+
+
+class MatthewsCorrelation(YesNo):
+    """Correlation of answers and labels, -1..1; 0 where one of them is always the same, and it is not defined."""
+
+    name = "mcc"
+
+    def value(self, *sums: float) -> float:
+        """From the counts of all rows."""
+        right_yes, false_yes, right_no, false_no = map(float, sums)
+        said = (right_yes + false_yes) * (right_no + false_no)
+        true = (right_yes + false_no) * (right_no + false_yes)
+        if not said * true:
+            return 0.0
+        return round((right_yes * right_no - false_yes * false_no) / math.sqrt(said * true), self.digits)
 
 
 def parse_answers(cell: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""ROUGE-L of captions, and the subsequence it rests on."""
+"""ROUGE-L of captions, ROUGE of summaries, and the subsequence they rest on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofa_plugin.tasks.metrics import ROUGEL, common_subsequence
+from ofa_plugin.tasks.metrics import ROUGEL, Tally, common_subsequence
+from ofa_plugin.tasks.metrics.rouge import (
+    Rouge1F1,
+    Rouge1Recall,
+    Rouge2F1,
+    Rouge2Recall,
+    RougeLF1,
+    RougeLRecall,
+    stemmed,
+)
+from tests.helpers.golden import golden
 
+SUMMARY = {
+    "rouge1": (Rouge1Recall, Rouge1F1),
+    "rouge2": (Rouge2Recall, Rouge2F1),
+    "rougeL": (RougeLRecall, RougeLF1),
+}
 words = st.lists(st.sampled_from("abc"), max_size=7)
 
 
@@ -77,3 +92,42 @@ def test_human_captions_of_coco_score_as_with_the_java_tokenizer(shared):
     rows = [json.loads(line)["captions"] for line in lines if line]
     mean = sum(ROUGEL().score(captions[0], captions[1:]) for captions in rows) / len(rows)
     assert mean == pytest.approx(0.4718, rel=0.01)
+
+
+# ---- summaries -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "case", golden("rouge.json")["cases"] + golden("stems.json")["rouge"], ids=lambda case: case["ref"]
+)
+def test_summaries_score_as_with_rouge_score(case):
+    for kind, metrics in SUMMARY.items():
+        _, *expected = case["scores"][kind]
+        found = [metric().score(case["pred"], case["ref"]) / 100 for metric in metrics]
+        assert found == pytest.approx(expected, abs=1e-6)  # the fixture's decimals
+
+
+@pytest.mark.parity
+def test_scores_of_summaries_are_reported_as_officially():
+    (case,) = (case for case in golden("metrics.json")["cases"] if case["name"] == "gigaword")
+    (log,) = case["logs"]
+    metrics = [metric for group in SUMMARY.values() for metric in group]
+    count = log["_rouge_cnt"]
+    assert {one.name: one().value(log[f"_{one.name}_sum"], count) for one in metrics} == case["metrics"]
+
+
+def test_ranks_add_up_to_the_score_of_all():
+    rows = [(case["pred"], case["ref"]) for case in golden("stems.json")["rouge"]]
+    whole, parts = Tally([RougeLF1()]), (Tally([RougeLF1()]), Tally([RougeLF1()]))
+    for number, row in enumerate(rows):
+        whole.add(*row)
+        parts[number % 2].add(*row)
+    sums = [sum(values) for values in zip(*(part.log().values() for part in parts), strict=True)]
+    assert RougeLF1().value(*sums) == whole.values()["rougeL_f1"] > 0
+
+
+def test_words_of_a_summary_are_stems_figures_and_chinese_characters():
+    assert stemmed("The U.S. won't be buying ##.5 jets") == ["the", "u", "s", "won", "t", "be", "buy", "5", "jet"]
+    assert stemmed("新闻内容。 ok") == ["新", "闻", "内", "容", "ok"]
+    assert RougeLF1().score("新 闻 内", "新闻内容") == pytest.approx(100 * 6 / 7)
