@@ -82,9 +82,14 @@ class VQATask(AnsweringTask):
     metric = VQAScore
 
     def setup(self) -> None:
-        """Reads the answer set, unless answers are free."""
-        if self.cfg.max_object_length is None:
-            self.cfg.max_object_length = 30
+        """Reads the answer set, unless answers are free or each row has its own."""
+        cfg = self.cfg
+        if cfg.max_object_length is None:
+            cfg.max_object_length = 30
+        others = {"--unconstrained-training": cfg.unconstrained_training, "--ans2label-file": cfg.ans2label_file}
+        others["--ans2label-dict"] = cfg.ans2label_dict
+        for flag in (flag for flag, given in others.items() if given and cfg.multiple_choice):
+            raise UserError(f"{flag} does not go with --multiple-choice, which gives each row its own: leave one out")
         super().setup()
 
     def free(self) -> bool:

@@ -89,6 +89,14 @@ def test_the_tree_of_a_large_set_is_made_once(setup, tmp_path, monkeypatch, capl
     assert "cannot be kept" in caplog.text and "OFA_CACHE" in caplog.text
 
 
+def test_answers_of_each_row_and_a_common_set_exclude_each_other(setup):
+    assert setup(multiple_choice=True).answer_set is None
+    for other in ({"ans2label_dict": '["red"]'}, {"ans2label_file": "answers.txt"}, {"unconstrained_training": True}):
+        flag = f"--{next(iter(other)).replace('_', '-')}"
+        with pytest.raises(UserError, match=f"{flag} does not go with --multiple-choice"):
+            setup(multiple_choice=True, **other)
+
+
 def test_what_is_no_tree_is_not_read_as_one(tmp_path):
     np.savez(tmp_path / "other.npz", keys=np.arange(3))
     with pytest.raises(ValueError, match=r"other\.npz"):
