@@ -145,3 +145,21 @@ def test_the_real_data_of_the_page_on_generation(shared, tmp_path):
         assert len(entry["ranking"]) == 3
         for x0, y0, x1, y1 in (one["box"] for one in entry["ranking"]):
             assert x0 < x1 and y0 < y1
+
+
+def test_the_task_of_the_page_on_tasks_trains_and_answers(world, tmp_path):
+    page = (ROOT / "docs" / "add-a-task.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"```python (\S+)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (tmp_path / "places").mkdir()
+    for split in ("train", "valid", "test"):
+        rows = [line.split("\t") for line in (world.root / "caption" / f"{split}.tsv").read_text().splitlines()]
+        places = ("indoors", "outdoors")
+        written = ["\t".join((row[0], row[4], places[number % 2])) for number, row in enumerate(rows)]
+        (tmp_path / "places" / f"{split}.tsv").write_text("\n".join(written) + "\n")
+    [block] = blocks("docs/add-a-task.md")
+    typed(block, tmp_path, vocab_size="320", max_epoch="1")
+    entries = json.loads((tmp_path / "places-answers" / "test_predict.json").read_text())
+    assert len(entries) == 14 and {entry["answer"] for entry in entries} <= {"indoors", "outdoors"}
+    assert set(json.loads((tmp_path / "places-answers" / "test_scores.json").read_text())) >= {"acc", "rows"}
