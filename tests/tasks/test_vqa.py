@@ -125,7 +125,7 @@ def test_questions_about_one_picture_share_it_in_evaluation_only(tmp_path, codec
     lines = [f"{n}\t{image}\twhat is it?\t1.0|!+yes\t\n" for n, image in enumerate(images)]
     (tmp_path / "rows.tsv").write_text("".join(lines), encoding="utf-8")
     store = TSVStore(str(tmp_path / "rows.tsv"), VQABuilder.columns, None, VQABuilder.required)
-    cfg = settings(prompt_type="none", add_object=False, max_object_length=30)
+    cfg = settings(prompt_type="none", add_object=False, multiple_choice=False, max_object_length=30)
     decoded = []
 
     class Counted(PictureLoader):
