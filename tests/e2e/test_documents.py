@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ofa_plugin import cli
 from ofa_plugin.models.ofa.config import ARCHITECTURES
 from tests.helpers.stock import ROOT
 
@@ -163,3 +164,11 @@ def test_the_task_of_the_page_on_tasks_trains_and_answers(world, tmp_path):
     entries = json.loads((tmp_path / "places-answers" / "test_predict.json").read_text())
     assert len(entries) == 14 and {entry["answer"] for entry in entries} <= {"indoors", "outdoors"}
     assert set(json.loads((tmp_path / "places-answers" / "test_scores.json").read_text())) >= {"acc", "rows"}
+
+
+def test_the_page_of_tasks_is_what_the_command_prints(capsys):
+    assert cli.main(["tasks"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") > 20 and printed in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert cli.main(["tasks", "--size", "nano"]) == 0
+    assert "\n| pretrain | 32 |" in capsys.readouterr().out
