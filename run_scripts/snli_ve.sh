@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Visual entailment.  run_scripts/snli_ve.sh {train|evaluate} {nano|tiny|medium|base|large|huge} [DATA] [any fairseq flag]
+# Visual entailment.  run_scripts/snli_ve.sh {train|evaluate|zeroshot} {nano|tiny|medium|base|large|huge} [DATA] [any fairseq flag]
 #   DATA          folder with train.tsv, valid.tsv, test.tsv (or the official names); default dataset/snli_ve_data
 #   PREMISE=      image (default), or caption for the official recipe, in which the picture's caption is a premise too
 #   BPE_DIR=      vocabulary for training: the official BPE folder, for nano one made by `ofa train-bpe`
 #   INIT=         checkpoint to fine-tune; without it from scratch
-#   CKPT=         checkpoint to evaluate;  SUBSET=test the split
+#   CKPT=         checkpoint to evaluate, for zeroshot a pretrained one;  SUBSET=test the split
 #   SAVE= RESULTS=  folders to write;  DRY=1 prints the command
 #   GPUS=N        GPUs, 0 forces the CPU;  PROCS=N processes on it;  NODES= NODE_RANK= MASTER= several hosts
 # shellcheck source=run_scripts/lib.sh
@@ -42,5 +42,9 @@ case $VERB in
   evaluate) # premise and prompt are the checkpoint's
     generate snli_ve "${SUBSET:-$(subset snli_ve_test test)}" --batch-size 16
     ;;
-  *) usage "VERB $VERB: train or evaluate" ;;
+  zeroshot) # of the picture alone
+    generate snli_ve "${SUBSET:-$(subset snli_ve_test test)}" --batch-size 8 --prompt-type prev_output \
+      --patch-image-size "$([[ $SIZE == nano ]] && echo 128 || echo 384)"
+    ;;
+  *) usage "VERB $VERB: train, evaluate or zeroshot" ;;
 esac

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Visual question answering.  run_scripts/vqa.sh {train|evaluate} {nano|tiny|medium|base|large|huge} [DATA] [any fairseq flag]
+# Visual question answering.  run_scripts/vqa.sh {train|evaluate|zeroshot} {nano|tiny|medium|base|large|huge} [DATA] [any fairseq flag]
 #   DATA          folder with train.tsv, valid.tsv, test.tsv (or the official names); default dataset/vqa_data
 #   ANSWERS=      the closed answer set: text, JSON or the official trainval_ans2label.pkl; default: the one beside DATA
 #   BPE_DIR=      vocabulary for training: the official BPE folder, for nano one made by `ofa train-bpe`
 #   INIT=         checkpoint to fine-tune; without it from scratch
-#   CKPT=         checkpoint to evaluate;  SUBSET=test the split
+#   CKPT=         checkpoint to evaluate, for zeroshot a pretrained one, which answers freely;  SUBSET=test the split
 #   SAVE= RESULTS=  folders to write;  DRY=1 prints the command
 #   GPUS=N        GPUs, 0 forces the CPU;  PROCS=N processes on it;  NODES= NODE_RANK= MASTER= several hosts
 # shellcheck source=run_scripts/lib.sh
@@ -41,5 +41,9 @@ case $VERB in
     generate vqa_gen "${SUBSET:-$(subset vqa_test test)}" --batch-size 16 --eval-args "$EVAL" \
       ${ANSWERS:+--ans2label-file "$ANSWERS"}
     ;;
-  *) usage "VERB $VERB: train or evaluate" ;;
+  zeroshot)
+    generate vqa_gen "${SUBSET:-$(subset vqa_test test)}" --batch-size 16 --unconstrained-training --prompt-type none \
+      --patch-image-size "$([[ $SIZE == nano ]] && echo 128 || echo 480)" --eval-args "${EVAL/5/20}"
+    ;;
+  *) usage "VERB $VERB: train, evaluate or zeroshot" ;;
 esac

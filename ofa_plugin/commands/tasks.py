@@ -19,6 +19,7 @@ RECIPES = {  # script, and what it is given beside verb and size
     "caption": (),
     "vqa": (),
     "snli_ve": (),
+    "refcoco": (),
     "image_classify": (),
     "ocr": (),
     "gigaword": (),
