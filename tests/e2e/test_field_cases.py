@@ -372,7 +372,7 @@ def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_p
     given = {
         **{"selected_cols": "1,4,2", "bpe": "sentencepiece", "bpe_dir": world.root / "bpe", "num_bins": 10},
         **{"code_dict_size": 8, "max_src_length": 100, "max_tgt_length": 20, "patch_image_size": 64},
-        **{"image_backend": "pil", "eval_args": '{"beam": 2}', "autocast": "none"},
+        **{"image_backend": "pil", "eval_args": '{"beam": 2}', "autocast": "none", "packed_linears": "on"},
         **{"bad_rows": "stop", "max_bad_fraction": 0.001},
     }
     averages = {"uses_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"}
