@@ -228,8 +228,11 @@ class OFATask(Interactive, FairseqTask):
             raise UserError(f"--bad-rows {cfg.bad_rows}: one of {', '.join(BAD_ROWS)}")
         if cfg.packed_linears not in PACKED_LINEARS:
             raise UserError(f"--packed-linears {cfg.packed_linears}: one of {', '.join(PACKED_LINEARS)}")
-        if cfg.packed_linears != "off" and cfg.autocast != "none":
-            raise UserError("--packed-linears does not go with --autocast, which computes in 16 bits: leave one out")
+        if cfg.autocast != "none" and cfg.packed_linears == "on":
+            raise UserError(
+                f"--packed-linears on is for 32 bits, and --autocast is {cfg.autocast}, here or in the checkpoint: "
+                "add --autocast none, or leave it out"
+            )
         if cfg.reject_below is not None and not 0 < cfg.reject_below <= 1:
             raise UserError(f"--reject-below {cfg.reject_below}: a probability, more than 0 and at most 1")
         if not 0 <= cfg.max_bad_fraction < 1:
@@ -666,7 +669,7 @@ class OFATask(Interactive, FairseqTask):
             with open_dict(args):
                 args.update({item.name: getattr(settings, item.name) for item in fields(GenerationConfig)})
         self._open_evaluation()
-        if self.cfg.path:  # else the weights change yet
+        if self.cfg.path and self.cfg.autocast == "none":  # without --path the weights change yet
             pack_linears(models, self.cfg.packed_linears)
         return self._make_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 

@@ -101,3 +101,16 @@ def test_a_range_keeps_every_task_inside_it(answered, captioner):
     assert "expected 4 <= START < END" in error_of(
         answered("--constraint-range", "9,4", task="caption", checkpoint=captioner)
     )
+
+
+def test_packed_layers_answer_alike_and_leave_16_bits_alone(answered):
+    usual, *_ = answered()
+    packed, _, printed = answered("--packed-linears", "on")
+    assert "linear layers packed for oneDNN" in printed
+    assert [entry["answer"] for entry in packed] == [entry["answer"] for entry in usual]
+    assert [one["score"] for one in packed] == pytest.approx([one["score"] for one in usual], abs=2e-4)
+    _, _, printed = answered("--packed-linears", "auto", "--autocast", "bf16")
+    assert "packed for oneDNN" not in printed and "linear layers stay" not in printed
+    message = error_of(answered("--packed-linears", "on", "--autocast", "bf16"))
+    assert "--packed-linears on is for 32 bits, and --autocast is bf16, here or in the checkpoint" in message
+    assert "--packed-linears most: one of off, on, auto" in error_of(answered("--packed-linears", "most"))
