@@ -124,7 +124,7 @@ def trie_step(model: OFAModel, rows: int, rounds: int, count: int) -> None:
     walk = Walk(answers, trie.eos)
     chosen = random.Random(5).sample([answer for answer in answers if len(answer) > 1], rows)
     tokens = torch.tensor([[0, answer[0]] for answer in chosen])
-    ensemble, masked = build_ensemble([model], trie), MaskedModel(model)
+    ensemble, masked = build_ensemble([model], trie), MaskedModel(model, pad=1)
     carried = {"prompt_length": [torch.zeros(rows, dtype=torch.int64)]}
 
     def ours() -> torch.Tensor:
