@@ -74,11 +74,6 @@ class MuonAdamW(torch.optim.Optimizer):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    @property
-    def supports_memory_efficient_fp16(self) -> bool:
-        """No: momentum in 16 bits would be rounded away."""
-        return False
-
 
 @register_optimizer("muon", dataclass=MuonConfig)
 class FairseqMuon(FairseqOptimizer):

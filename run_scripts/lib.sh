@@ -61,6 +61,10 @@ if ((${SLURM_STEP_NUM_TASKS:-1} > 1 && ${SLURM_STEP_NUM_TASKS:-1} != NODES)); th
 fi
 NODE_RANK=${NODE_RANK:-0} MASTER=${MASTER:-localhost}
 
+pretrained() { # pretrained PIXELS: the side of pictures that a pretrained checkpoint of this size answers
+  if [[ $SIZE == nano ]]; then echo 128; else echo "$1"; fi
+}
+
 go() { # go COMMAND...: runs it, or with DRY=1 prints it quoted for a shell
   if [[ ${DRY:-0} != 0 ]]; then
     printf '%q ' "$@"

@@ -42,7 +42,7 @@ case $VERB in
     ;;
   zeroshot) # in the size of pretraining, not of fine-tuning
     generate refcoco "${SUBSET:-$(subset "${KIND}_testA" test)}" --batch-size 16 \
-      --patch-image-size "$([[ $SIZE == nano ]] && echo 128 || echo 480)"
+      --patch-image-size "$(pretrained 480)"
     ;;
   *) usage "VERB $VERB: train, evaluate or zeroshot" ;;
 esac

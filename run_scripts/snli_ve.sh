@@ -44,7 +44,7 @@ case $VERB in
     ;;
   zeroshot) # of the picture alone
     generate snli_ve "${SUBSET:-$(subset snli_ve_test test)}" --batch-size 8 --prompt-type prev_output \
-      --patch-image-size "$([[ $SIZE == nano ]] && echo 128 || echo 384)"
+      --patch-image-size "$(pretrained 384)"
     ;;
   *) usage "VERB $VERB: train, evaluate or zeroshot" ;;
 esac

@@ -43,7 +43,7 @@ case $VERB in
     ;;
   zeroshot)
     generate vqa_gen "${SUBSET:-$(subset vqa_test test)}" --batch-size 16 --unconstrained-training --prompt-type none \
-      --patch-image-size "$([[ $SIZE == nano ]] && echo 128 || echo 480)" --eval-args "${EVAL/5/20}"
+      --patch-image-size "$(pretrained 480)" --eval-args "${EVAL/5/20}"
     ;;
   *) usage "VERB $VERB: train, evaluate or zeroshot" ;;
 esac

@@ -35,6 +35,7 @@ PROMPT_TYPES = ("none", "src", "prev_output")
 INFERENCE_TYPES = ("allcand", "beamsearch")
 CARRIED = 2**20  # characters of an answer set, as JSON, up to which a checkpoint has it whole
 KEPT_FROM = 20_000  # answers from which to encode them takes long enough that their trie is kept
+REMEDY = "give the answers that it was trained with as --ans2label-file FILE"
 MOST_CANDIDATES = 4000  # answers that are all scored unless told otherwise: the cost grows with their number
 ONLY_SEARCHED = ("sampling", "diverse_beam_groups", "diversity_rate", "lm_path", "prefix_size", "constraints")
 """Settings of generation that mean nothing where every answer is scored."""
@@ -229,7 +230,7 @@ class AnsweringTask(OFATask):
     def _read_answer_set(self) -> AnswerSet:
         """The set of the command line, else of the checkpoint, else the task's own; noted for the next checkpoint."""
         cfg = self.cfg
-        file = cfg.ans2label_file
+        file, remembered = cfg.ans2label_file, None
         if file:
             answers = read_answers(file)
         elif cfg.ans2label_dict:
@@ -237,7 +238,10 @@ class AnsweringTask(OFATask):
         elif cfg.answers:
             answers = json.loads(cfg.answers)
         elif cfg.answers_file:
-            file, answers = cfg.answers_file, self._large_set(cfg.answers_file, cfg.answers_digest)
+            file, remembered = cfg.answers_file, cfg.answers_digest
+            if not os.path.isfile(file):
+                raise UserError(f"{file}: the answer set of {cfg.path} is not there any more; {REMEDY}")
+            answers = read_answers(file)
         elif self.default_answers:
             answers = list(self.default_answers)
         else:
@@ -249,37 +253,28 @@ class AnsweringTask(OFATask):
         cfg.answers, cfg.answers_file, cfg.answers_digest = text, None, None
         if file and len(text) > CARRIED:
             cfg.answers, cfg.answers_file, cfg.answers_digest = None, os.path.abspath(file), _digest(text)
+        if remembered not in (None, cfg.answers_digest):
+            raise UserError(f"{file}: the answer set of {cfg.path} has changed; {REMEDY}")
         return AnswerSet(frozenset(answers), self._trie_of(answers, text), file or "the answer set")
-
-    def _large_set(self, file: str, digest: str) -> list[str]:
-        """The answers of the file that a checkpoint names, which must be those that it was trained with."""
-        remedy = "give the answers that it was trained with as --ans2label-file FILE"
-        if not os.path.isfile(file):
-            raise UserError(f"{file}: the answer set of {self.cfg.path} is not there any more; {remedy}")
-        answers = read_answers(file)
-        if _digest(json.dumps(answers, ensure_ascii=False)) != digest:
-            raise UserError(f"{file}: the answer set of {self.cfg.path} has changed; {remedy}")
-        return answers
 
     def _trie_of(self, answers: Sequence[str], text: str) -> Trie:
         """The trie of a set (as JSON: `text`); a large one's is kept in the cache, under all that it depends on."""
         bos, eos, most = self.codec.bos, self.codec.eos, self.cfg.max_tgt_length
+        if len(answers) < KEPT_FROM:
+            return Trie.from_answers(token_paths(answers, self.codec, most), bos, eos)
         depends = repr((self.codec.fingerprint, most, bos, eos, text))
         place = cache_folder() / f"answers-{_digest(depends)[:32]}.npz"
-        large = len(answers) >= KEPT_FROM
-        if large:
-            try:
-                return Trie.read(place, bos, eos)
-            except (OSError, ValueError) as error:
-                logger.debug("%s: %s", place, error)
-            logger.info("building the tree of %d answers", len(answers))
+        try:
+            return Trie.read(place, bos, eos)
+        except (OSError, ValueError) as error:
+            logger.debug("%s: %s", place, error)
+        logger.info("building the tree of %d answers", len(answers))
         trie = Trie.from_answers(token_paths(answers, self.codec, most), bos, eos)
-        if large:
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                trie.write(place)
-            except OSError as error:
-                logger.warning("%s: the tree of the answers cannot be kept (%s): set OFA_CACHE", place, error.strerror)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            trie.write(place)
+        except OSError as error:
+            logger.warning("%s: the tree of the answers cannot be kept (%s): set OFA_CACHE", place, error.strerror)
         return trie
 
     def _make_generator(

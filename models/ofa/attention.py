@@ -75,15 +75,14 @@ class Attention(nn.Module):
         if written is not None:
             out = _among_beams(queries * self.scale, keys, values, _masked(bias, padding), written)
         elif need_weights:
-            logits = queries * self.scale @ keys.transpose(-1, -2) + _masked(bias, padding)
+            logits = self._logits(queries, keys, bias, padding)
             weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
             out = F.dropout(weights, dropout) @ values
         elif dropout == 0 and FlashWithBias.serves(queries, bias):
             out = FlashWithBias.apply(queries, keys, values, bias, padding, self.scale)
         elif dropout == 0 and bias.requires_grad and torch.is_grad_enabled() and queries.device.type == "cpu":
             # In 16 bits: what torch does for a bias that learns, less its search for rows in which nothing may come
-            logits = queries * self.scale @ keys.transpose(-1, -2) + _masked(bias, padding)
-            out = logits.softmax(-1) @ values
+            out = self._logits(queries, keys, bias, padding).softmax(-1) @ values
         else:
             mask = _masked(bias, padding)
             out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=self.scale)
@@ -93,6 +92,10 @@ class Attention(nn.Module):
         if weights is not None and rows > len(keys):
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # [B, H, K * T, S] by row
         return out, weights
+
+    def _logits(self, queries: Tensor, keys: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
+        """float[B, H, T, S], from queries and keys split into heads."""
+        return queries * self.scale @ keys.transpose(-1, -2) + _masked(bias, padding)
 
 
 class FlashWithBias(torch.autograd.Function):

@@ -15,17 +15,6 @@ from .. import register
 HELP = "list the tasks: instructions, columns, metrics, settings, recipes"
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"  # of a checkout; an installed package has none
-RECIPES = {  # script, and what it is given beside verb and size
-    "caption": (),
-    "vqa": (),
-    "snli_ve": (),
-    "refcoco": (),
-    "image_classify": (),
-    "ocr": (),
-    "gigaword": (),
-    **{f"glue {name}": (name,) for name in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2")},
-    "pretrain": (),
-}
 SHOWN = {  # of a recipe: its flag, and what stands above the column
     "--lr": "lr",
     "--max-epoch": "epochs",
@@ -43,7 +32,8 @@ SHOWN = {  # of a recipe: its flag, and what stands above the column
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How large the model of the recipes is."""
-    parser.add_argument("--size", default="base", help="nano, tiny, medium, base, large or huge (%(default)s)")
+    sizes = ("nano", "tiny", "medium", "base", "large", "huge")
+    parser.add_argument("--size", choices=sizes, default="base", help="of the recipes' model (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +56,7 @@ def task_table() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name, task in sorted(TASK_REGISTRY.items()):
         if issubclass(task, OFATask) and task.__module__.startswith("ofa_plugin."):
-            metrics = ", ".join(f"`{metric.name}`" for metric in task.all_metrics()) or "one for each kind"
+            metrics = ", ".join(f"`{metric.name}`" for metric in task.all_metrics())
             settings = ", ".join(f"{key} {value}" for key, value in task.evaluation_defaults.items())
             cells = (_asked(task.builder), _columns(task.builder), metrics, settings.replace("_", "-"))
             yield f"| `{name}` | {' | '.join(cells)} |"
@@ -85,13 +75,16 @@ def _columns(builder: Any) -> str:
 
 
 def recipe_table(size: str) -> Iterator[str]:
-    """The lines of the table of recipes."""
+    """The lines of the table of recipes, each named by its script, and what that is given behind verb and size."""
+    from ..tasks.glue import FORMS
+
+    recipes = ("caption", "vqa", "snli_ve", "refcoco", "image_classify", "ocr", "gigaword")
     yield f"| recipe | rows | {' | '.join(SHOWN.values())} |"
     yield "|---|---|" + "---|" * len(SHOWN)
-    for name, more in RECIPES.items():
-        script = SCRIPTS / f"{name.split()[0]}.sh"
+    for name in (*recipes, *(f"glue {task}" for task in FORMS), "pretrain"):
+        script, *more = name.split()
         environment = {"PATH": os.environ["PATH"], "DRY": "1", "GPUS": "0", "BPE_DIR": "bpe"}
-        words = ["bash", str(script), "train", size, *more, "data"]
+        words = ["bash", str(SCRIPTS / f"{script}.sh"), "train", size, *more, "data"]
         shown = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
         parts = shlex.split(shown)
         flags = dict(zip(parts, parts[1:], strict=False))  # each word and the next; of a flag given twice the last
