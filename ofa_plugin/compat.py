@@ -16,11 +16,15 @@ import functools
 import logging
 import os
 import pickle
+import queue
 import re
 import shutil
 import sys
+import threading
+import time
 import typing
 import warnings
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +45,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import data_utils
+from fairseq.data.iterators import BackgroundConsumer
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
@@ -549,6 +554,39 @@ def _close_groups() -> None:
         torch.distributed.destroy_process_group()
 
 
+_readers: weakref.WeakSet[BackgroundConsumer] = weakref.WeakSet()
+_leaving = threading.Event()
+_PATIENCE = 10.0  # seconds that leaving waits for a batch that is just being made
+
+
+def _stop_reading_ahead() -> None:
+    def run(self: BackgroundConsumer) -> None:
+        _readers.add(self)
+        self._source = _until_leaving(self._source)
+        stock(self)
+
+    stock = _replace(BackgroundConsumer, "run", run)
+    atexit.register(_end_readers)
+
+
+def _until_leaving(source: Any) -> Iterator[Any]:
+    for item in source:
+        if _leaving.is_set():
+            return
+        yield item
+
+
+def _end_readers() -> None:
+    """Waits for the threads that read ahead; they may stand before a full queue, which is emptied."""
+    _leaving.set()
+    end = time.monotonic() + _PATIENCE
+    for reader in list(_readers):
+        while reader.is_alive() and time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                reader._queue.get_nowait()
+            reader.join(0.01)
+
+
 def _take_bf16_for_bf16() -> None:
     def parse_args_and_arch(*args: Any, **kwargs: Any) -> Any:
         parsed = stock(*args, **kwargs)
@@ -953,6 +991,14 @@ CURES = (
         f"{SEEN} on torch 2.13",
         "distributed.utils.distributed_init",
         _leave_in_order,
+    ),
+    Cure(
+        "reading_at_the_end",
+        "a run that ends within an epoch leaves a thread that makes batches; one that is inside torch when the process "
+        'ends aborts it ("terminate called without an active exception", exit code 134), though all was saved',
+        f"{SEEN} on torch 2.13, Python 3.11",
+        "data.iterators.BackgroundConsumer.run",
+        _stop_reading_ahead,
     ),
     Cure(
         "silent_starts",

@@ -99,6 +99,38 @@ def test_every_cure_says_what_it_is_for_and_is_applied_once():
         assert all(name in cure.replaces for name in names) and bool(names) == bool(cure.replaces)
 
 
+# ---- leaving ---------------------------------------------------------------------------------------------------------
+
+READS_AHEAD = """
+import torch
+from fairseq.data.iterators import BufferedIterator
+import tests.helpers.without
+
+class Endless:
+    def __len__(self):
+        return 10**6
+    def __iter__(self):
+        while True:
+            yield [torch.ones(64, 64) @ torch.ones(64, 64) for _ in range(200)]
+
+print(len(next(BufferedIterator(ROOM, Endless()))))
+"""
+
+
+@pytest.mark.parametrize("room", [2, 10**6])  # a full queue, and one that never fills
+def test_a_run_that_ends_within_an_epoch_ends_well_where_stock_aborts(room):
+    def leave(without):
+        environment = {**os.environ, "WITHOUT": without, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", READS_AHEAD.replace("ROOM", str(room))]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+    cured = leave("")
+    assert (cured.returncode, cured.stdout) == (0, "200\n"), cured.stderr[-2000:]
+    if room > 2:  # with a full queue stock's thread sleeps, and nothing happens
+        stock = leave("reading_at_the_end")
+        assert stock.returncode == -6 and "terminate called without an active exception" in stock.stderr
+
+
 # ---- reading checkpoints ---------------------------------------------------------------------------------------------
 
 
