@@ -59,6 +59,16 @@ def test_the_commands_of_the_training_page(world, tmp_path):
     typed(block, tmp_path, max_epoch="1")
 
 
+def test_the_commands_of_the_page_on_tuning(world, captioner, tmp_path):
+    [block] = blocks("docs/tuning.md")
+    (tmp_path / "data").symlink_to(world.root / "caption")
+    (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
+    (tmp_path / "base.pt").symlink_to(captioner)
+    # the vocabulary of the small world
+    typed(block.replace("--arch", "--num-bins 10 --code-dict-size 8 --arch"), tmp_path, batch_size="16")
+    assert (tmp_path / "results" / "test_predict.json").exists()
+
+
 def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
     (tmp_path / "run_scripts").symlink_to(ROOT / "run_scripts")
     (tmp_path / "data").symlink_to(world.root / "caption")
