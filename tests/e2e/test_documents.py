@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -59,6 +60,7 @@ def test_the_commands_of_the_training_page(world, tmp_path):
     typed(block, tmp_path, max_epoch="1")
 
 
+@pytest.mark.slow  # four commands, each of which starts Python anew
 def test_the_commands_of_the_page_on_tuning(world, captioner, tmp_path):
     [block] = blocks("docs/tuning.md")
     (tmp_path / "data").symlink_to(world.root / "caption")

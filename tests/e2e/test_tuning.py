@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ofa_plugin import cli, tuned
-from tests.helpers.stock import error_of, ok, run
+from tests.helpers.stock import error_of, ok, run, run_ranks, start
 
 METHODS = {
     "adapter": ("--adapter", "--adapter-dim", 8),
@@ -19,6 +19,7 @@ METHODS = {
     ),
     "lora": ("--lora", 4, "--optimizer", "muon", "--store-ema", "--ema-decay", 0.5),
 }
+CPU_DDP = "tests.helpers.ddp_on_cpu"
 TRAIN = ("--batch-size", 16, "--num-workers", 0, "--lr-scheduler", "fixed", "--disable-validation")
 
 
@@ -103,3 +104,46 @@ def test_whole_checkpoints_are_saved_without_the_flag_and_average(world, caption
     assert len(answers(world, tmp_path / "mean.pt", tmp_path)) == 14
     assert cli.main(["average", str(tmp_path / "x.pt"), paths[0], str(captioner)]) == 1
     assert "is missing or of another size" in capsys.readouterr().err
+
+
+def test_stock_saves_all_weights(world, captioner, tmp_path, monkeypatch):
+    """What the cure `tuned_only` is for."""
+    monkeypatch.setenv("WITHOUT", "tuned_only")
+    flags = (*world.flags("caption"), *TRAIN, "--finetune-from-model", captioner, "--save-dir", tmp_path / "save")
+    flags += (*METHODS["adapter"], "--save-tuned-only", "--max-update", 1)
+    ok(start("train", *flags, log=tmp_path / "log", prepare="tests.helpers.without").wait())
+    assert set(state_of(captioner)["model"]) < set(state_of(tmp_path / "save" / "checkpoint_last.pt")["model"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_tune_alike(world, captioner, tmp_path, backend, method):
+    flags = (*world.flags("caption"), *TRAIN, "--finetune-from-model", captioner, "--save-dir", tmp_path / "save")
+    flags += (*METHODS[method], "--save-tuned-only", "--max-update", 2)
+    ranks = run_ranks("train", *flags, log=tmp_path / "log", backend=backend, prepare=CPU_DDP)
+    assert sum(ok(rank).output.count("| trains ") for rank in ranks) == 1
+    names = state_of(tmp_path / "save" / "checkpoint_last.pt")["model"]
+    assert names and not any("embed_images" in name for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_trains_each(world, captioner, tmp_path, method):
+    flags = (*METHODS[method], "--autocast", "bf16", "--checkpoint-activations", "--max-update", 2)
+    ok(train(world, captioner, tmp_path / "save", *flags))
+
+
+@pytest.mark.slow
+def test_a_base_with_an_average_of_its_own_starts_that_of_the_tuned_run(world, captioner, tmp_path):
+    """Its average lacks the weights that tuning adds."""
+    average = ("--store-ema", "--ema-decay", 0.5, "--ema-fp32")
+    ok(train(world, captioner, tmp_path / "base", *average, "--max-update", 1))
+    base = tmp_path / "base" / "checkpoint_last.pt"
+    for only in ((), ("--save-tuned-only",)):
+        save = tmp_path / f"tuned{len(only)}"
+        for limit in (1, 2):
+            ok(train(world, base, save, "--lora", 2, *average, *only, "--max-update", limit))
+        state = state_of(save / "checkpoint_last.pt")
+        for kind in ("ema", "ema_fp32_params"):
+            assert state["extra_state"][kind].keys() == state["model"].keys()
