@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 RECORD = "tuned_base"
 """Key of a checkpoint that holds tuned weights only: {"path", "digest", "averaged"} of what the others are."""
+
+
+BASE_FLAG = "--finetune-from-model"
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -90,11 +93,22 @@ def _floats(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def for_training(trainer: Any, path: str, state: dict[str, Any]) -> None:
-    """Makes of a checkpoint what a run starts from, and notes the base where the run saves tuned weights only."""
+    """Makes of a checkpoint what a run starts from, and notes the base where the run saves tuned weights only.
+
+    Raises:
+        UserError: what the run will save would not be all that differs from the base, or the base would be overwritten.
+    """
     cfg, model = trainer.cfg, trainer._model
     only = getattr(cfg.model, "save_tuned_only", False)
     record = state.get(RECORD)
     given = cfg.checkpoint.finetune_from_model
+    if only and record is not None and not set(state["model"]) <= set(tuned_names(model)):
+        raise UserError(f"{path}: holds tuned weights that this run does not train; `ofa merge` them to a base first")
+    if only and record is None and os.path.dirname(os.path.abspath(path)) == os.path.abspath(cfg.checkpoint.save_dir):
+        raise UserError(
+            f"--save-tuned-only: {path} holds all weights and would be overwritten as the base; take another "
+            f"--save-dir and {BASE_FLAG} {path}"
+        )
     complete(state, path, given if given and os.path.abspath(given) != os.path.abspath(path) else None, BASE_FLAG)
     ema.for_training(cfg, path, state)
     if only and record is None:
@@ -109,9 +123,6 @@ def for_training(trainer: Any, path: str, state: dict[str, Any]) -> None:
             if kind in extra:
                 extra[kind] = dict(extra[kind])
                 start_fresh(own, extra[kind], quiet=True)
-
-
-BASE_FLAG = "--finetune-from-model"
 
 
 def for_evaluation(task_cfg: Any, path: str, state: dict[str, Any]) -> None:
@@ -146,10 +157,9 @@ def only_tuned(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 # ---- ofa merge, ofa average ------------------------------------------------------------------------------------------
 
 
-def _settings(cfg: Any) -> Iterator[Any]:
-    """The model's settings of a checkpoint's configuration, as a dictionary or a Namespace."""
-    model = cfg["model"]
-    yield vars(model) if isinstance(model, Namespace) else model
+def _settings(cfg: Any) -> Any:
+    """The model's settings of a checkpoint's configuration, to be changed in place."""
+    return vars(cfg["model"]) if isinstance(cfg["model"], Namespace) else cfg["model"]
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +195,7 @@ def merge(tuned: str, base: str | None, out: str) -> str:
         state["model"] = fold_lora(state["model"], factor)
         for name in state["extra_state"]:
             state["extra_state"][name] = fold_lora(state["extra_state"][name], factor)
-    for settings in _settings(state["cfg"]):
-        settings.update(lora=0, bitfit=False, save_tuned_only=False)
+    _settings(state["cfg"]).update(lora=0, bitfit=False, save_tuned_only=False)
     with compat.replacing(out) as file:
         torch.save(state, file)
     return f"{out}: {len(state['model'])} weights" + (f", LoRA rank {model.lora} folded in" if model.lora else "")
@@ -218,8 +227,7 @@ def average(out: str, paths: list[str]) -> str:
             total += weights[name].to(total.dtype)
     mean = {n: (sums[n] / len(paths)).to(w.dtype) if n in sums else w for n, w in state["model"].items()}
     state = {**_plain(state), "model": mean, "extra_state": {}}
-    for settings in _settings(state["cfg"]):
-        settings.update(save_tuned_only=False)
+    _settings(state["cfg"]).update(save_tuned_only=False)
     if state["cfg"].get("task") is not None and getattr(state["cfg"]["task"], "get", None):
         if state["cfg"]["task"].get("uses_ema"):
             state["cfg"]["task"]["uses_ema"] = False

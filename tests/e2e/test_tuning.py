@@ -86,6 +86,9 @@ def test_a_wrong_or_missing_base_is_refused(world, captioner, tmp_path, capsys):
     assert "not the base of" in capsys.readouterr().err and not out.exists()
     assert cli.main(["merge", str(captioner), str(captioner), str(out)]) == 1
     assert "holds all weights" in capsys.readouterr().err
+    other_method = (*METHODS["adapter"], "--save-tuned-only", "--max-update", 1)
+    refused = error_of(train(world, save / "checkpoint_last.pt", tmp_path / "again", *other_method))
+    assert "holds tuned weights that this run does not train" in refused
     refused = error_of(
         run("train", *world.flags("caption"), *TRAIN, *flags, "--save-dir", tmp_path / "none", log=tmp_path / "log")
     )
@@ -96,6 +99,8 @@ def test_whole_checkpoints_are_saved_without_the_flag_and_average(world, caption
     ok(train(world, captioner, tmp_path / "save", *METHODS["adapter"], "--max-update", 2, "--save-interval-updates", 1))
     paths = [str(path) for path in sorted((tmp_path / "save").glob("checkpoint_1_*.pt"))]
     assert len(paths) == 2
+    flags = (*METHODS["adapter"], "--save-tuned-only", "--max-update", 3)
+    assert "would be overwritten as the base" in error_of(train(world, captioner, tmp_path / "save", *flags))
     assert cli.main(["average", str(tmp_path / "mean.pt"), *paths]) == 0
     first, second, mean = (state_of(Path(path))["model"] for path in (*paths, tmp_path / "mean.pt"))
     for name, value in mean.items():
