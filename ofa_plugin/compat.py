@@ -293,6 +293,17 @@ def _reading_for(reader: Callable[[str, dict], None]) -> Iterator[None]:
         _reader = None
 
 
+@contextlib.contextmanager
+def reading_plainly() -> Iterator[None]:
+    """Checkpoints that are read meanwhile are as their file has them, also while another one is being read."""
+    global _reader
+    reader, _reader = _reader, None
+    try:
+        yield
+    finally:
+        _reader = reader
+
+
 def check_files(filenames: list[str]) -> None:
     """Raises UserError for the first checkpoint of `--path` that is not there, whole or in shards."""
     for filename in filenames:
@@ -313,10 +324,26 @@ def _evaluate_averages() -> None:
     def load_model_ensemble_and_task(
         filenames: list[str], arg_overrides: dict | None = None, task: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        with _reading_for(functools.partial(ema.for_evaluation, getattr(task, "cfg", None))):
+        with _reading_for(functools.partial(_tuned().for_evaluation, getattr(task, "cfg", None))):
             return stock(filenames, arg_overrides, task, *args, **kwargs)
 
     stock = _replace(checkpoint_utils, "load_model_ensemble_and_task", load_model_ensemble_and_task)
+
+
+def _tuned() -> Any:
+    """`tuned`, which needs the model's configuration, and so this module first."""
+    from . import tuned
+
+    return tuned
+
+
+def _save_tuned_only() -> None:
+    def state_dict(self: Trainer) -> dict:
+        state = stock(self)
+        only = getattr(self.cfg.model, "save_tuned_only", False)
+        return _tuned().only_tuned(state, self._model) if only else state
+
+    stock = _replace(Trainer, "state_dict", state_dict)
 
 
 def _keep_averages_right() -> None:
@@ -327,7 +354,7 @@ def _keep_averages_right() -> None:
             ema.copy(averages, self.model)
 
     def load_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with _reading_for(functools.partial(ema.for_training, self.cfg)):
+        with _reading_for(functools.partial(_tuned().for_training, self)):
             return stock_load(self, *args, **kwargs)
 
     def __init__(self: Trainer, cfg: Any, *args: Any, **kwargs: Any) -> None:
@@ -601,6 +628,7 @@ def _take_bf16_for_bf16() -> None:
 def _say_where_it_starts() -> None:
     def load_checkpoint(cfg: Any, trainer: Trainer, **kwargs: Any) -> Any:
         _choose_start(cfg, trainer)
+        _tuned().check_start(trainer)
         try:
             extra_state, epoch_itr = stock(cfg, trainer, **kwargs)
         except ValueError as error:
@@ -890,6 +918,13 @@ CURES = (
         SEEN,
         "EMA._step_internal, Trainer.load_checkpoint, Trainer.__init__",
         _keep_averages_right,
+    ),
+    Cure(
+        "tuned_only",
+        "a checkpoint holds all weights, however few of them were trained",
+        SEEN,
+        "Trainer.state_dict",
+        _save_tuned_only,
     ),
     Cure(
         "evaluate_averages",

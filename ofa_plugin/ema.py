@@ -64,7 +64,10 @@ def for_training(cfg: Any, path: str, state: dict[str, Any]) -> None:
     if not cfg.ema.store_ema:
         return
     extra = state["extra_state"]
-    anew = not goes_on and getattr(cfg.task, "use_latest_weights_to_init_ema", False)
+    anew = not goes_on and (
+        getattr(cfg.task, "use_latest_weights_to_init_ema", False)
+        or getattr(cfg.model, "save_tuned_only", False)  # whose frozen weights must be the base's in the average, too
+    )
     if anew or "ema" not in extra:
         extra["ema"] = dict(state["model"])  # stock would look for the weights after it has thrown them away
         extra.pop("ema_fp32_params", None)

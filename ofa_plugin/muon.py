@@ -37,6 +37,8 @@ def mark_matrices(model: nn.Module) -> None:
 
     The output projection, which has no offsets, is the token matrix: a table.
     """
+    for name, parameter in model.named_parameters():  # every one, so that a copy without its mark is known as such
+        parameter.is_matrix = name.endswith((".lora_a", ".lora_b"))
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.weight.is_matrix = True
@@ -52,7 +54,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], *options: dict[str, Any]):
         muon, adam = options
-        self.parts = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **muon)]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **muon))
         if others:
             self.parts.append(torch.optim.AdamW(others, **adam))
         # the same dicts, so that a rate that is set here is theirs
@@ -90,7 +94,7 @@ class FairseqMuon(FairseqOptimizer):
         params = list(params)
         matrices = [p for p in params if getattr(p, "is_matrix", False)]
         others = [p for p in params if not getattr(p, "is_matrix", False)]
-        if not matrices:
+        if not all(hasattr(p, "is_matrix") for p in params):
             raise UserError(
                 "--optimizer muon does not go with --fp16 and --bf16, whose copies of the weights do not say which are "
                 "matrices: compute in 16 bits with --autocast bf16 (or fp16), or take --optimizer adam"
@@ -106,7 +110,8 @@ class FairseqMuon(FairseqOptimizer):
 
     def get_lr(self) -> float:
         """The rate of all that is no matrix: what a scheduler sets."""
-        return self.param_groups[0]["lr"] / self.cfg.muon_lr_scale
+        first = self.param_groups[0]
+        return first["lr"] / self.cfg.muon_lr_scale if "ns_steps" in first else first["lr"]
 
     def set_lr(self, lr: float) -> None:
         """Sets it, and the matrices' in proportion."""

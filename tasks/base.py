@@ -21,6 +21,7 @@ from fairseq import checkpoint_utils, metrics, utils
 from fairseq.data import Dictionary, FairseqDataset, iterators
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.distributed.utils import get_global_rank
 from fairseq.tasks import FairseqTask
 from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import nn
@@ -43,7 +44,9 @@ from ..models.generation.constraints import (
 )
 from ..models.generation.grammar import Grammar, Range
 from ..models.generation.trie import Trie
+from ..models.ofa import tuning
 from ..models.ofa.checkpoint import load_backbone
+from ..models.ofa.model import OFAModel
 from ..models.ofa.packed import CHOICES as PACKED_LINEARS
 from ..models.ofa.packed import pack_linears
 from .evaluation import Evaluation, offer_scoring, typed_id
@@ -461,6 +464,10 @@ class OFATask(Interactive, FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         if path and not from_checkpoint:
             load_backbone(model.encoder.embed_images, path)
+        if not from_checkpoint and isinstance(model, OFAModel) and get_global_rank() == 0:
+            summary = tuning.describe(model, model.cfg)
+            if summary:
+                logger.info("%s", summary)
         return model
 
     def train_step(

@@ -50,6 +50,7 @@ class Attention(nn.Module):
         padding: Tensor | None = None,
         need_weights: bool = False,
         written: Tensor | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
@@ -61,11 +62,14 @@ class Attention(nn.Module):
             need_weights: also return the weights, at the price of the fused kernels.
             written: bool[N, K, K, S], whose past is whose among the rows of N sentences (`DecoderCache.mask`), or None
                 where each row of `keys` is the past of that row.
+            prefix: float[1 or B, H, P, D / H], keys and values that every query sees in front of the others.
 
         Returns:
             float[R, T, D], and float[R, H, T, S] (before dropout) or None.
         """
         rows, length, _ = query.shape
+        if prefix is not None:
+            keys, values, bias, padding, written = _behind(prefix, keys, values, bias, padding, written)
         if rows > len(keys):
             query, bias = query.reshape(len(keys), -1, query.shape[2]), _folded(bias, rows // len(keys), len(keys))
         queries = split_heads(self.q_proj(query), self.heads)
@@ -155,6 +159,27 @@ class FlashWithBias(torch.autograd.Function):
             slope = slope.unflatten(0, (-1, heads))
             grad_bias[of_bias] += slope.sum(0, keepdim=True) if len(bias) == 1 < len(slope) else slope
         return *grads, grad_bias, None, None
+
+
+def _behind(
+    prefix: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    padding: Tensor | None,
+    written: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The arguments of `Attention.forward` with P columns in front that have no bias and are never hidden."""
+    count = prefix[0].shape[2]
+    keys, values = (
+        torch.cat([part.to(own.dtype).expand(len(own), -1, -1, -1), own], 2)
+        for part, own in zip(prefix, (keys, values), strict=True)
+    )
+    if written is not None:  # each row sees the copy in its own keys
+        own = torch.eye(written.shape[1], dtype=torch.bool, device=written.device)[None, :, :, None]
+        written = torch.cat([own.expand(len(written), -1, -1, count), written], 3)
+    padding = padding if padding is None else F.pad(padding, (count, 0))
+    return keys, values, F.pad(bias, (count, 0)), padding, written
 
 
 def _folded(bias: Tensor, beams: int, sources: int) -> Tensor:

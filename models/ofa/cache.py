@@ -22,6 +22,7 @@ class DecoderCache:
         length: target positions kept.
         positions: keys that depend on positions only, by name; those of the source under "source".
         source: keys and values of the encoder's output, float[B, H, S, D / H] each, by layer.
+        prefixes: what the decoder's prompts made for each layer, the same for all rows; None: nothing yet.
     """
 
     def __init__(self, tokens: Tensor, sentences: int):
@@ -29,6 +30,7 @@ class DecoderCache:
         self.length = 0
         self.positions: dict[str, Tensor] = {}
         self.source: dict[int, tuple[Tensor, Tensor]] = {}
+        self.prefixes: list[tuple[Tensor, Tensor]] | None = None
         self._target: dict[int, tuple[Tensor, Tensor]] = {}  # float[R, H, room, D / H]
         self._writers: Tensor | None = None  # int64[B, K, T], the beam that wrote each position; None: each its own
         self._mask: Tensor | None = None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .tuning import start_fresh
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ SIZE_FLAGS = (
     (r"image_rp_bucket|image_rel_pos_table|embed_image_positions", "--image-bucket-size"),
     (r"embed_positions", "--max-source-positions, --max-target-positions"),
     (r"embed_images|image_proj", "--resnet-type"),
+    (r"adapter", "--adapter-dim"),
+    (r"prompt_encoder", "--encoder-prompt-length, --encoder-prompt-dim and the decoder's"),
+    (r"lora_", "--lora"),
 )
 
 
@@ -54,6 +58,7 @@ def upgrade(model: nn.Module, state: dict[str, Tensor]) -> None:
     _complete_tied(state)
     _fit_batch_norm(own, state)
     if any(key in own for key in state):  # else the constants alone would match
+        start_fresh(own, state)
         state["decoder.image_position_idx"] = own["decoder.image_position_idx"]
         for key in own:
             if key.endswith((".version", "_rp_bucket")):

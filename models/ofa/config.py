@@ -70,8 +70,27 @@ class OFAConfig(FairseqDataclass):
     freeze_encoder: bool = _flag("train nothing of the encoder, its token matrix and ResNet statistics included")
     freeze_decoder: bool = _flag("train nothing of the decoder, the token matrix included")
     freeze_resnet: bool = _flag("fix the ResNet's normalisation, statistics and scale; its convolutions still train")
+    freeze_resnet_weights: bool = _flag("train nothing of the image backbone, its convolutions and statistics included")
     sync_bn: bool = _flag("batch statistics over all processes (eps 1e-3, as official); GPUs only in training")
     checkpoint_activations: bool = _flag("recompute transformer layers in the backward pass to save memory")
+
+    adapter: bool = _flag("a small bottleneck behind each feed-forward block; nothing else is trained")
+    adapter_dim: int = _flag("width inside the adapters", 200)
+    bitfit: bool = _flag("train the biases of the transformer, nothing else")
+    lora: int = _flag("rank of an update of the attention's matrices; nothing else is trained (0: off)", 0)
+    lora_alpha: float = _flag("the update is multiplied by this over the rank", 16.0)
+    lora_layers: str = _flag("linear layers with an update, of q,k,v,out,fc1,fc2", "q,k,v,out")
+    encoder_prompt: bool = _flag("keys and values in front of every encoder layer's own; nothing else is trained")
+    encoder_prompt_type: str = _flag("prefix, the only one", "prefix")
+    encoder_prompt_length: int = _flag("positions of the encoder's prefix", 100)
+    encoder_prompt_projection: bool = _flag("compute the encoder's prefix from a smaller table by two layers")
+    encoder_prompt_dim: Optional[int] = _flag("width between those layers (default: twice the model's)", None)
+    decoder_prompt: bool = _flag("keys and values in front of every decoder layer's own; nothing else is trained")
+    decoder_prompt_type: str = _flag("prefix, the only one", "prefix")
+    decoder_prompt_length: int = _flag("positions of the decoder's prefix", 100)
+    decoder_prompt_projection: bool = _flag("compute the decoder's prefix from a smaller table by two layers")
+    decoder_prompt_dim: Optional[int] = _flag("width between those layers (default: twice the model's)", None)
+    save_tuned_only: bool = _flag("checkpoints hold only the weights that are trained; `ofa merge` adds the base's")
 
     pooler_dropout: float = _flag("dropout of classification heads", 0.0)
     pooler_activation_fn: str = _flag("activation of mlp classification heads", "tanh")
@@ -122,6 +141,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         linear_init="xavier",
     ),
 }
+
+LORA_LAYERS = {
+    **{name: f"{name}_proj" for name in ("q", "k", "v", "out")},
+    "fc1": "fc1",
+    "fc2": "fc2",
+}
+"""What `--lora-layers` may name, and what these are called in every layer."""
 
 SWITCHED_ON = {
     **dict.fromkeys(ARCHITECTURES, ("scale_attn", "scale_fc", "scale_heads", "disable_entangle")),
@@ -247,5 +273,21 @@ def check(cfg: OFAConfig) -> None:
         )
     if cfg.linear_init not in ("bert", "xavier"):
         raise UserError(f"--linear-init {cfg.linear_init} is neither bert nor xavier")
+    for side in ("encoder", "decoder"):
+        if getattr(cfg, f"{side}_prompt_type") != "prefix":
+            raise UserError(f"--{side}-prompt-type {getattr(cfg, f'{side}_prompt_type')}: there is prefix only")
+        for name in ("length", "dim"):
+            value = getattr(cfg, f"{side}_prompt_{name}")
+            if value is not None and value < 1:
+                raise UserError(f"--{side}-prompt-{name} {value}: give a number from 1 on")
+    if cfg.adapter_dim < 1:
+        raise UserError(f"--adapter-dim {cfg.adapter_dim}: give a number from 1 on")
+    if cfg.lora < 0:
+        raise UserError(f"--lora {cfg.lora}: give a rank, such as 8, or 0 for none")
+    named = [name.strip() for name in cfg.lora_layers.split(",")]
+    if cfg.lora and not set(named) <= LORA_LAYERS.keys():
+        raise UserError(f"--lora-layers {cfg.lora_layers}: give some of {','.join(LORA_LAYERS)}")
+    if cfg.save_tuned_only and cfg.allow_missing_weights:
+        raise UserError("--save-tuned-only does not go with --allow-missing-weights, whose random weights no base has")
     if cfg.pooler_classifier not in ("mlp", "linear"):
         raise UserError(f"--pooler-classifier {cfg.pooler_classifier} is neither mlp nor linear")

@@ -16,6 +16,7 @@ from .config import OFAConfig
 from .encoder import is_shared
 from .layers import DecoderLayer
 from .position import RelativeTables, code_positions, image_bucket_count, image_buckets, split_heads, token_buckets
+from .tuning import Prefix, prompt_encoder
 
 CACHE = "ofa"  # the decoder's one entry in fairseq's incremental state
 
@@ -59,6 +60,7 @@ class Decoder(FairseqIncrementalDecoder):
         self.register_buffer("token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_target_positions))
         self.register_buffer("image_rp_bucket", image_buckets(side))
         self.register_buffer("image_position_idx", code_positions(cfg.code_image_size, side))
+        self.decoder_prompt_encoder = prompt_encoder(cfg, "decoder")
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.embed_positions = nn.Embedding(cfg.max_target_positions + 2, width)
@@ -154,11 +156,12 @@ class Decoder(FairseqIncrementalDecoder):
         padding = _mask(prev_output_tokens.eq(self.padding_idx), x)
         cross_bias = _by_row([mode.cross for mode in modes], code_masks)
         source_padding = _mask(encoder_out["encoder_padding_mask"][0], x)
+        prefixes = self._prefixes(len(x), cache)
         inner_states, attention = [x], None
         for number in range(len(self.layers)):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
-            rest = (cross_bias, padding, source_padding, cache, number, number == alignment_layer)
+            rest = (cross_bias, padding, source_padding, cache, number, number == alignment_layer, prefixes[number])
             if self.checkpoint_activations and self.training:
                 x, weights = checkpoint(self._layer, number, x, source, modes, code_masks, *rest, use_reentrant=False)
             else:
@@ -204,10 +207,20 @@ class Decoder(FairseqIncrementalDecoder):
         )
         x = self._embed(tokens, [mode], None)
         source = encoder_out["encoder_out"][0].transpose(0, 1)
-        rest = (mode.cross, None, _mask(encoder_out["encoder_padding_mask"][0], x))
-        for number in range(len(self.layers)):
-            x, _ = self._layer(number, x, source, [mode], None, *rest)
+        rest = (mode.cross, None, _mask(encoder_out["encoder_padding_mask"][0], x), None)
+        for number, prefix in enumerate(self._prefixes(len(x), None)):
+            x, _ = self._layer(number, x, source, [mode], None, *rest, number, False, prefix)
         return self.layer_norm(x)
+
+    def _prefixes(self, rows: int, cache: DecoderCache | None) -> list[Prefix | None]:
+        """What every layer's self-attention sees in front of the target; a search computes it once."""
+        if self.decoder_prompt_encoder is None:
+            return [None] * len(self.layers)
+        if cache is None:
+            return self.decoder_prompt_encoder(rows)
+        if cache.prefixes is None:
+            cache.prefixes = self.decoder_prompt_encoder(rows)
+        return cache.prefixes
 
     def output_layer(self, features: Tensor) -> Tensor:
         """float[..., D] to logits float[..., V]."""

@@ -15,6 +15,7 @@ from .config import OFAConfig
 from .layers import EncoderLayer
 from .position import RelativeTables, grid_positions, image_bucket_count, image_buckets, split_heads, token_buckets
 from .resnet import RESNETS, ResNet
+from .tuning import Prefix, prompt_encoder
 from .vit import VITS, ViT
 
 BACKBONES: dict[str, type[nn.Module]] = {**dict.fromkeys(RESNETS, ResNet), **dict.fromkeys(VITS, ViT)}
@@ -52,6 +53,7 @@ class Encoder(FairseqEncoder):
         self.register_buffer("version", torch.tensor([3.0]))
         self.register_buffer("token_rp_bucket", token_buckets(cfg.token_bucket_size, cfg.max_source_positions))
         self.register_buffer("image_rp_bucket", image_buckets(side))
+        self.encoder_prompt_encoder = prompt_encoder(cfg, "encoder")
         self.embed_tokens = embed_tokens
         self.layernorm_embedding = nn.LayerNorm(width)
         self.type_embedding = nn.Embedding(2, width)  # text, picture
@@ -127,14 +129,16 @@ class Encoder(FairseqEncoder):
             x = x * (~padding).unsqueeze(-1)
             mask = x.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)[:, None, None, :]
         absolute = self._absolute_bias(positions)
+        prompts = self.encoder_prompt_encoder
+        prefixes: list[Any] = [None] * len(self.layers) if prompts is None else prompts(len(x))
         states = [x]
         for number in range(len(self.layers)):
             if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
                 continue
             if self.checkpoint_activations and self.training:
-                x = checkpoint(self._layer, number, x, absolute, mask, buckets, use_reentrant=False)
+                x = checkpoint(self._layer, number, x, absolute, mask, buckets, prefixes[number], use_reentrant=False)
             else:
-                x = self._layer(number, x, absolute, mask, buckets)
+                x = self._layer(number, x, absolute, mask, buckets, prefixes[number])
             states.append(x)
         return {
             "encoder_out": [self.layer_norm(x).transpose(0, 1)],
@@ -226,7 +230,15 @@ class Encoder(FairseqEncoder):
         queries = split_heads(self.pos_q_linear(positions), self.heads) * self.position_scale
         return queries @ split_heads(self.pos_k_linear(positions), self.heads).transpose(-1, -2)
 
-    def _layer(self, number: int, x: Tensor, absolute: Tensor, mask: Tensor | None, buckets: list[Tensor]) -> Tensor:
+    def _layer(
+        self,
+        number: int,
+        x: Tensor,
+        absolute: Tensor,
+        mask: Tensor | None,
+        buckets: list[Tensor],
+        prefix: Prefix | None,
+    ) -> Tensor:
         """Runs a layer under its bias: relative terms stand on the text-text and patch-patch blocks only."""
         bias = absolute.clone()
         *patches, text = buckets
@@ -234,7 +246,7 @@ class Encoder(FairseqEncoder):
         bias[:, :, start:, start:] += self.token_rel_pos_table_list(number, text)
         if patches:
             bias[:, :, :start, :start] += self.image_rel_pos_table_list(number, patches[0])
-        return self.layers[number](x, bias, mask)
+        return self.layers[number](x, bias, mask, prefix)
 
     def for_pictures(self) -> list[nn.Module]:
         """What a batch without pictures does not use."""

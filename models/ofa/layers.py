@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .attention import Attention
 from .cache import DecoderCache
 from .config import OFAConfig
+from .tuning import Adapter, Prefix
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -38,10 +39,13 @@ class Layer(nn.Module):
         self.activation = get_activation_fn(cfg.activation_fn) if cfg.activation_fn != "gelu" else F.gelu
         self.drop_path_rate = drop_path_rate
         self.w_resid = nn.Parameter(torch.ones(cfg.encoder_embed_dim)) if cfg.scale_resids else None
+        self.adapter = Adapter(cfg.encoder_embed_dim, cfg.adapter_dim) if cfg.adapter else None
 
-    def add(self, residual: Tensor, branch: Tensor) -> Tensor:
-        """The residual plus what dropout and drop path leave of the branch."""
+    def add(self, residual: Tensor, branch: Tensor, adapter: Adapter | None = None) -> Tensor:
+        """The residual plus what dropout, an adapter and drop path make of the branch."""
         branch = F.dropout(branch, self.dropout, self.training)
+        if adapter is not None:
+            branch = adapter(branch)
         return residual + drop_path(branch, self.drop_path_rate, self.training)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ class Layer(nn.Module):
         if self.ffn_layernorm is not None:
             hidden = self.ffn_layernorm(hidden)
         residual = x if self.w_resid is None else self.w_resid * x
-        return self.add(residual, self.fc2(hidden))
+        return self.add(residual, self.fc2(hidden), self.adapter)
 
 
 class EncoderLayer(Layer):
@@ -68,19 +72,20 @@ class EncoderLayer(Layer):
         self.ffn_layernorm = nn.LayerNorm(inner) if cfg.scale_fc else None
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, bias: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, padding: Tensor | None = None, prefix: Prefix | None = None) -> Tensor:
         """One layer.
 
         Args:
             x: float[B, S, D].
             bias: float[1 or B, H, S, S].
             padding: float[B, 1, 1, S], 0 or -inf, or None.
+            prefix: of this layer, or None.
 
         Returns:
             float[B, S, D].
         """
         normed = self.self_attn_layer_norm(x)
-        attended, _ = self.self_attn(normed, *self.self_attn.keys_and_values(normed), bias, padding)
+        attended, _ = self.self_attn(normed, *self.self_attn.keys_and_values(normed), bias, padding, prefix=prefix)
         if self.attn_ln is not None:
             attended = self.attn_ln(attended)
         return self.feed_forward(self.add(x, attended))
@@ -114,6 +119,7 @@ class DecoderLayer(Layer):
         cache: DecoderCache | None = None,
         number: int = 0,
         need_weights: bool = False,
+        prefix: Prefix | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One layer.
 
@@ -126,6 +132,7 @@ class DecoderLayer(Layer):
             cache: keys and values of earlier positions and of the source, read and extended.
             number: this layer's, in the cache.
             need_weights: also return the attention to the source.
+            prefix: of this layer's self-attention, or None.
 
         Returns:
             float[R, T, D], and float[R, H, T, S] or None.
@@ -136,7 +143,7 @@ class DecoderLayer(Layer):
         if cache is not None:
             keys, values = cache.extend(number, keys, values)
             written = cache.mask
-        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding, written=written)
+        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding, written=written, prefix=prefix)
         if self.self_attn_ln is not None:
             attended = self.self_attn_ln(attended)
         x = self.add(x, attended)

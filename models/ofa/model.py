@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...muon import mark_matrices
-from . import checkpoint
+from . import checkpoint, tuning
 from .config import ARCHITECTURES, OFAConfig, add_inert_flags, apply_architecture, resolve
 from .decoder import Decoder
 from .encoder import Encoder
@@ -38,9 +38,12 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.eos = dictionary.eos()
         self.supported_targets = {"self"}
         self.classification_heads = nn.ModuleDict()
+        if cfg.lora:
+            tuning.put_lora(self, cfg)
         self.apply(functools.partial(_initialise, xavier=cfg.linear_init == "xavier"))
+        tuning.start(self)
         mark_matrices(self)
-        self._freeze()
+        tuning.freeze(self, cfg)
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -161,21 +164,16 @@ class OFAModel(FairseqEncoderDecoderModel):
         self.classification_heads[name] = head(self.cfg, inner_dim or self.cfg.encoder_embed_dim, num_classes)
 
     def train(self, mode: bool = True) -> OFAModel:
-        """Train or eval mode; a frozen stack stays in eval mode, without dropout and with fixed statistics."""
+        """Train or eval mode; a frozen stack or backbone stays in eval mode, without dropout, with fixed statistics."""
         super().train(mode)
+        backbone = self.encoder.embed_images
+        if not any(parameter.requires_grad for parameter in backbone.parameters()):
+            backbone.eval()
         if self.cfg.freeze_encoder:
             self.encoder.eval()
         if self.cfg.freeze_decoder:
             self.decoder.eval()
         return self
-
-    def _freeze(self) -> None:
-        if self.cfg.freeze_encoder_embedding or self.cfg.freeze_decoder_embedding:
-            self.encoder.embed_tokens.requires_grad_(False)
-        if self.cfg.freeze_encoder:
-            self.encoder.requires_grad_(False)
-        if self.cfg.freeze_decoder:
-            self.decoder.requires_grad_(False)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Turns an older or official state dict into one of this model, in place; see `checkpoint.upgrade`."""

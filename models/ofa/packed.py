@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from .tuning import LoRALinear
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def pack_linears(models: Iterable[nn.Module], choice: str) -> bool:
     Raises:
         UserError: it cannot be done, and the choice is "on".
     """
-    layers = [m for model in models for m in model.modules() if type(m) is nn.Linear]
+    layers = [m for model in models for m in model.modules() if type(m) in (nn.Linear, LoRALinear)]
     if choice == "off" or not layers:
         return False
     hindrance = _hindrance(layers)
@@ -65,12 +66,13 @@ def _hindrance(layers: list[nn.Linear]) -> str:
 def _packed(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The layer's `forward` on a weight laid out for about `ROWS` rows; any number will do."""
     with torch.no_grad():
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), ROWS)
+        matrix = layer.whole() if isinstance(layer, LoRALinear) else layer.weight.detach()
+        weight = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), ROWS)
         bias = None if layer.bias is None else layer.bias.detach()
 
     def forward(x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or torch.is_grad_enabled():
-            return nn.Linear.forward(layer, x)
+            return type(layer).forward(layer, x)
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
 
     return forward
@@ -81,7 +83,7 @@ def _trial(layer: nn.Linear) -> str:
     """Why a layer is not worth being packed, or nothing: the fastest of as many rounds as `TRIAL` allows counts."""
     packed = _packed(layer)
     x = torch.randn(ROWS, layer.in_features, generator=torch.Generator().manual_seed(1))
-    difference = float((packed(x) - nn.Linear.forward(layer, x)).abs().max())
+    difference = float((packed(x) - type(layer).forward(layer, x)).abs().max())
     if not difference < CLOSE * max(1.0, float(layer.weight.abs().max())):
         return f"packed, a result differs by {difference:.2g}"
     fastest = [float("inf")] * 2

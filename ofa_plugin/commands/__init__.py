@@ -14,5 +14,7 @@ VERBS = {
     "make-shapes": "make_shapes",
     "prepare": "prepare",
     "tasks": "tasks",
+    "merge": "merge",
+    "average": "average",
 }
 """What the user types, and the module in this folder that does it, in the order of `ofa --help`."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -57,6 +58,17 @@ def test_the_commands_of_the_training_page(world, tmp_path):
     (tmp_path / "data").symlink_to(world.root / "caption")
     (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
     typed(block, tmp_path, max_epoch="1")
+
+
+@pytest.mark.slow  # four commands, each of which starts Python anew
+def test_the_commands_of_the_page_on_tuning(world, captioner, tmp_path):
+    [block] = blocks("docs/tuning.md")
+    (tmp_path / "data").symlink_to(world.root / "caption")
+    (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
+    (tmp_path / "base.pt").symlink_to(captioner)
+    # the vocabulary of the small world
+    typed(block.replace("--arch", "--num-bins 10 --code-dict-size 8 --arch"), tmp_path, batch_size="16")
+    assert (tmp_path / "results" / "test_predict.json").exists()
 
 
 def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
