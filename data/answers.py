@@ -9,12 +9,22 @@ from pathlib import Path
 
 from ..errors import UserError
 
+LARGEST = 2**28  # bytes of a pickle; the official ones have less than 2**20
+
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and numbers; whatever names a class or a function is refused."""
+    """Reads dicts, lists, strings and numbers; whatever names a class or a function, or calls one, is refused."""
 
     def find_class(self, module: str, name: str) -> None:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and could run anything")
+
+    def persistent_load(self, pid: object) -> None:
+        raise pickle.UnpicklingError("it refers to something outside of the file")
+
+
+# What a broken, or a malicious, pickle makes Python's unpickler raise, and what a text that is no UTF-8 does
+_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError)
+_BROKEN += (OverflowError, RecursionError)
 
 
 def read_answers(path: str) -> list[str]:
@@ -31,6 +41,8 @@ def read_answers(path: str) -> list[str]:
     if not file.is_file():
         raise UserError(f"--ans2label-file {path}: no such file; give a text file with one answer a line")
     source = f"--ans2label-file {path}"
+    if file.suffix == ".pkl" and file.stat().st_size > LARGEST:
+        raise UserError(f"{source}: {file.stat().st_size} bytes, too many for an answer set: is it another file?")
     content = file.read_bytes()
     if file.suffix == ".json":
         return parse_answer_json(content, source)
@@ -38,7 +50,7 @@ def read_answers(path: str) -> list[str]:
         if file.suffix == ".pkl":
             return _checked(_PlainUnpickler(io.BytesIO(content)).load(), source)
         lines = content.decode("utf-8-sig").split("\n")
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
+    except _BROKEN as error:
         raise _unreadable(source, error) from None
     return _checked([line.rstrip("\r") for line in (lines[:-1] if not lines[-1] else lines)], source)
 

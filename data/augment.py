@@ -1,7 +1,8 @@
 """What training does to a picture and its boxes: resize, crop, flip, jitter, RandAugment.
 
 Pictures are Pillow's of mode RGB, boxes float64[N, 4] (x0, y0, x1, y1 in pixels of the picture beside them), and every
-random choice comes from `draw`. The rules are those of official utils/transforms.py and utils/vision_helper.py.
+random choice comes from `draw`. The rules are those of official utils/transforms.py and utils/vision_helper.py,
+`reframed` alone is ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ LARGEST_SIDE = 480  # of the official range of short sides
 LONGEST_SIDE = 672  # at which official cuts the other side
 OPS_PER_PICTURE, SKIPPED = 2, 0.5  # RandAugment: ops drawn, and the share of them that is not carried out
 JITTER = (1.0, 1.5)  # short side of a jittered picture, in sides of the crop
-GREY = (128, 128, 128)  # of what a warp uncovers
+GREY = (128, 128, 128)  # of what a warp, or a frame larger than the picture, uncovers
+FRAMES = (0.5, 1.2)  # side of a frame, in sides of the picture
+STRETCH = 1.15  # at most, of one side of a frame against the other
 
 
 class Resized(NamedTuple):
@@ -118,6 +121,13 @@ def horizontal_flip(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image,
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), mirrored
 
 
+def vertical_flip(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """The picture and its boxes, mirrored top to bottom."""
+    mirrored = boxes.copy()
+    mirrored[:, [1, 3]] = image.height - boxes[:, [3, 1]]
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), mirrored
+
+
 def large_scale_jitter(
     image: Image.Image, boxes: np.ndarray, side: int, draw: np.random.Generator
 ) -> tuple[Image.Image, np.ndarray, np.ndarray]:
@@ -153,6 +163,43 @@ def jitter(size: tuple[int, int], boxes: np.ndarray, side: int, scale: float, of
     moved = moved.clip(0, side)
     kept = (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
     return Jitter((width, height), (left, top), moved[kept], kept)
+
+
+def reframed(
+    image: Image.Image,
+    boxes: np.ndarray,
+    size: int,
+    draw: np.random.Generator,
+    mirror: bool = True,
+) -> tuple[Image.Image, np.ndarray]:
+    """The picture mirrored along each axis with a chance of one half, then seen through a random frame that holds every
+    box whole.
+
+    Args:
+        image: the picture.
+        boxes: float64[N, 4], inside of it.
+        size: side of the result in pixels.
+        draw: source of every choice.
+        mirror: whether it may be mirrored at all.
+
+    Returns:
+        The view, size x size pixels, and float64[N, 4] boxes in it.
+    """
+    across, down = draw.random(2) < 0.5
+    if mirror and across:
+        image, boxes = horizontal_flip(image, boxes)
+    if mirror and down:
+        image, boxes = vertical_flip(image, boxes)
+    share, stretch = draw.uniform(*FRAMES), STRETCH ** draw.uniform(-0.5, 0.5)
+    lengths = np.array(image.size, dtype=np.float64)
+    first, last = (boxes[:, :2].min(0), boxes[:, 2:].max(0)) if len(boxes) else (lengths, 0 * lengths)
+    frame = np.maximum(lengths * share * np.array([stretch, 1 / stretch]), last - first)
+    least = np.maximum(np.minimum(0, lengths - frame), last - frame)  # of the frame's left and top edge
+    most = np.maximum(np.minimum(np.maximum(0, lengths - frame), first), least)
+    corner = least + draw.random(2) * (most - least)
+    view = _through(image, corner, frame, size)
+    moved = (boxes - np.tile(corner, 2)) * np.tile(size / frame, 2)
+    return view, moved.clip(0, size)
 
 
 # RandAugment (Cubuk et al. 2020), the ten ops of pretraining at level 7 of 10 -----------------------------------------
@@ -243,6 +290,19 @@ def _cropped(image: Image.Image, boxes: np.ndarray, left: int, top: int, size: i
     if left < 0 or top < 0 or left + size > image.width or top + size > image.height:
         raise ValueError(f"a picture of {image.width} x {image.height} pixels has no crop of {size} x {size}")
     return image.crop((left, top, left + size, top + size)), (boxes - _twice(left, top)).clip(0, size)
+
+
+def _through(image: Image.Image, corner: np.ndarray, frame: np.ndarray, size: int) -> Image.Image:
+    """What a frame (left and top, width and height) shows, size x size pixels; beside the picture it is grey."""
+    margin = np.ceil(np.maximum(0, np.maximum(-corner, corner + frame - image.size))).astype(int)
+    if margin.any():
+        left, top = margin.tolist()
+        canvas = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top), GREY)
+        canvas.paste(image, (left, top))
+        image, corner = canvas, corner + margin
+    low = np.clip(corner, 0, image.size)
+    box = (*low, *np.clip(corner + frame, low, image.size))  # Pillow refuses a rounding error
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(map(float, box)))
 
 
 def _twice(x: float, y: float) -> np.ndarray:

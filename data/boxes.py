@@ -52,6 +52,15 @@ def parse_box(cell: str) -> Box:
     return _corners(cell.split(","), f"box {_short(cell)}")
 
 
+def parse_boxes(cell: str) -> list[Box]:
+    """The boxes of a cell, each as in `parse_box`, joined by `&&`.
+
+    Raises:
+        BoxProblem: one of them is none.
+    """
+    return [parse_box(item) for item in cell.split(SEPARATOR)]
+
+
 def parse_objects(cell: str) -> list[LabelledBox]:
     """The objects of a detection cell, in their order: `x0,y0,x1,y1,object_id,object_name` joined by `&&`.
 

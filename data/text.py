@@ -15,6 +15,12 @@ CHINESE = re.compile(  # the blocks that BERT takes for Chinese: unified ideogra
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
+_SIDES = re.compile(
+    r"\b(left|right|(left|right)(ward|wards|most)|lft|rt|top|bottom|upper|lower|above|below|under|underneath|beneath|over|"
+    r"up|down|(top|bottom|upper|lower)most|north|south|east|west|o'?clock|first|second|third|fourth|last|\d+(st|nd|rd|th))\b"
+    "|[左右上下东西南北第]",
+    re.IGNORECASE,
+)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -44,6 +50,11 @@ def vqa_source(question: str, max_words: int | None = None) -> str:
 def strip_punctuation(text: str) -> str:
     """Deletes ASCII punctuation without a space in its place: `"trees-beyond!"` gives `"treesbeyond"`."""
     return text.translate(_NO_PUNCTUATION)
+
+
+def names_a_side(text: str) -> bool:
+    """Whether a text speaks of a side of the picture, or of an order from one: in a mirror that would be false."""
+    return _SIDES.search(text) is not None
 
 
 def space_characters(text: str) -> str:

@@ -2,7 +2,7 @@
 
 # ruff: noqa: UP045  fairseq reads the field types at run time: no postponed annotations, Optional spelt out
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -11,17 +11,17 @@ import torch
 from fairseq.tasks import register_task
 
 from ..data import augment
-from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, to_bins, to_pixels
+from ..data.boxes import Box, BoxProblem, area, as_array, fit, parse_box, parse_boxes, to_bins, to_pixels
 from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.example import Example
-from ..data.text import tidy_caption
+from ..data.text import SEPARATOR, names_a_side, tidy_caption
 from ..errors import UserError
 from ..models.generation.box_grammar import Boxes
 from .base import OFATask, OFATaskConfig
 from .kinds import Kind
 from .metrics.base import Metric
-from .metrics.boxes import RegionAccuracy
+from .metrics.boxes import BoxF1, BoxRecall, FirstRegionAccuracy, RegionAccuracy
 
 WHICH_REGION = ' which region does the text " {} " describe?'
 WHICH_REGION_CHINESE = '这段文字" {} "描述的是哪个区域？'
@@ -89,6 +89,33 @@ class Grounding(Kind):
         return {"uniq_id": uniq_id, "box": [round(corner, 2) for corner in answer or ()]}
 
 
+class SeveralRegions(Kind):
+    """A text in, all regions that it describes out.
+
+    Args:
+        most: boxes that may be answered.
+    """
+
+    name = "several_regions"
+    metrics = (FirstRegionAccuracy, BoxF1, BoxRecall)
+
+    def __init__(self, most: int):
+        self.most = most
+        self.settings = {**Grounding.settings, "max_len_b": 4 * most}
+
+    def rules(self, codec: Codec) -> Boxes:
+        """One box to `most`."""
+        return Boxes(codec.bin0, codec.num_bins, codec.eos, 1, self.most)
+
+    def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> list[Box]:
+        """The boxes in pixels of the stored picture; none where the answer is no boxes."""
+        return read_boxes(hypothesis["tokens"], codec, cfg.max_image_size, scale)
+
+    def entry(self, uniq_id: str | int, answer: Sequence[Box]) -> dict[str, Any]:
+        """The boxes in the order of the answer."""
+        return {"uniq_id": uniq_id, "boxes": [[round(corner, 2) for corner in box] for box in answer]}
+
+
 class SaidOfRegion(Metric):
     """Share of the regions described in the very words of the reference."""
 
@@ -107,6 +134,21 @@ class RegionCaption(Kind):
     settings = {"beam": 5, "max_len_b": 60}
 
 
+def check_box_pictures(cfg: Any) -> None:
+    """What tasks with boxes need of their pictures; fills `cfg.max_image_size`.
+
+    Raises:
+        UserError: for `--image-backend fast`, and where the bins do not span the picture.
+    """
+    cfg.max_image_size = cfg.max_image_size or MAX_IMAGE_SIZE
+    refuse_fast_images(cfg)
+    if cfg.max_image_size < cfg.patch_image_size:
+        raise UserError(
+            f"--max-image-size {cfg.max_image_size}: the bins must span the picture, whose side is "
+            f"--patch-image-size {cfg.patch_image_size}"
+        )
+
+
 def refuse_fast_images(cfg: Any) -> None:
     """Raises UserError for `--image-backend fast`, where boxes move along with the picture."""
     if cfg.image_backend != "pil":
@@ -122,6 +164,13 @@ class RefcocoConfig(OFATaskConfig):
     )
     eval_acc: bool = field(
         default=False, metadata={"help": "find the validation regions and log score (on by itself when it selects)"}
+    )
+    several_boxes: Optional[int] = field(
+        default=None, metadata={"help": "a text may describe up to so many regions: boxes joined by && (1)"}
+    )
+    geometric_augment: bool = field(
+        default=False,
+        metadata={"help": "in training mirror the picture, unless the text names a side, and move and zoom its frame"},
     )
 
 
@@ -146,18 +195,36 @@ class RefcocoBuilder(BoxReader, Builder):
         if not text:
             raise self.bad(index, "text", "it is empty", "write what the region shows, or leave the row out")
         instruction = WHICH_REGION_CHINESE if self.codec.chinese else WHICH_REGION
-        box, clamped = (None, False) if row.box is None else self.region(index, row.box, picture.size)
-        view = augment.square(picture, as_array([] if box is None else [box]), self.cfg.patch_image_size)
+        cells = () if row.box is None else row.box.split(SEPARATOR) if self.several else (row.box,)
+        if len(cells) > self.cfg.several_boxes:
+            reason = f"{len(cells)} boxes, and --several-boxes is {self.cfg.several_boxes}"
+            raise self.bad(index, "box", reason, "raise it, or leave the row out")
+        found = [self.region(index, cell, picture.size) for cell in cells]
+        boxes, size, scale = as_array([box for box, _ in found]), self.cfg.patch_image_size, (1.0, 1.0)
+        if self.training and self.cfg.geometric_augment:
+            mirror = not names_a_side(text)
+            image, boxes = augment.reframed(picture, boxes, size, draw, mirror)
+        else:
+            image, boxes, scale = augment.square(picture, boxes, size)
         yield self.example(
             index,
             row.id,
             source=self.source(instruction.format(text)),
-            target=torch.tensor([self.codec.pad]) if box is None else self.target(self.bins(view.boxes)),
-            image=augment.pixels(view.image),
-            scale=view.scale,
-            reference=None if box is None else parse_box(row.box),
-            counts={"clamped_boxes": int(clamped)},
+            target=self.target(self.bins(boxes)) if found else torch.tensor([self.codec.pad]),
+            image=augment.pixels(image),
+            scale=scale,
+            reference=self._stored(row.box) if found else None,
+            counts={"clamped_boxes": sum(clamped for _, clamped in found)},
         )
+
+    @property
+    def several(self) -> bool:
+        """Whether a text may describe more than one region."""
+        return self.cfg.several_boxes > 1
+
+    def _stored(self, cell: str) -> Box | list[Box]:
+        """What was asked for: corners as they stand in the file."""
+        return parse_boxes(cell) if self.several else parse_box(cell)
 
 
 @register_task("refcoco", dataclass=RefcocoConfig)
@@ -166,33 +233,38 @@ class RefcocoTask(OFATask):
 
     builder = RefcocoBuilder
     metric = RegionAccuracy
+    more_metrics = (BoxF1, BoxRecall)
     evaluation_defaults = Grounding.settings
+    defaults = {"several_boxes": 1}
     counted = ("clamped_boxes",)
-    kind = Grounding()
 
     def setup(self) -> None:
-        """Checks that the bins reach over the whole picture."""
+        """Checks that the bins reach over the whole picture, and how many boxes there may be."""
         cfg = self.cfg
-        cfg.max_image_size = cfg.max_image_size or MAX_IMAGE_SIZE
-        refuse_fast_images(cfg)
-        if cfg.max_image_size < cfg.patch_image_size:
-            raise UserError(
-                f"--max-image-size {cfg.max_image_size}: the bins must span the picture, whose side is "
-                f"--patch-image-size {cfg.patch_image_size}"
-            )
+        check_box_pictures(cfg)
+        if cfg.several_boxes < 1:
+            raise UserError(f"--several-boxes {cfg.several_boxes}: at least 1")
+        several = cfg.several_boxes > 1
+        self.kind = SeveralRegions(cfg.several_boxes) if several else Grounding()
+        self._judges = SeveralRegions.metrics if several else (RegionAccuracy,)
+
+    def defaults_of(self, kind: str) -> dict[str, Any]:
+        """As long as the boxes."""
+        return dict(self.kind.settings)
 
     def _scores(self) -> tuple[type[Metric], ...]:
         cfg = self.cfg
-        return self.all_metrics() if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric == self.metric.name else ()
+        names = [metric.name for metric in self._judges]
+        return self._judges if cfg.path or cfg.eval_acc or cfg.best_checkpoint_metric in names else ()
 
     def rules_of(self, kind: str) -> Boxes:
-        """One box."""
+        """One box, or several."""
         return self.kind.rules(self.codec)
 
-    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | None:
-        """The box in pixels of the stored picture."""
+    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | list[Box] | None:
+        """The box, or boxes, in pixels of the stored picture."""
         return self.kind.answer(self.codec, self.cfg, hypothesis, sample["scales"][row])
 
-    def entry(self, uniq_id: str | int, answer: Box | None) -> dict[str, Any]:
-        """The official form."""
+    def entry(self, uniq_id: str | int, answer: Box | list[Box] | None) -> dict[str, Any]:
+        """The official form, or that of several."""
         return self.kind.entry(uniq_id, answer)

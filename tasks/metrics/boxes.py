@@ -25,6 +25,50 @@ class RegionAccuracy(Metric):
         return float(hypothesis is not None and hits(hypothesis, reference, THRESHOLD))
 
 
+class FirstRegionAccuracy(RegionAccuracy):
+    """Of texts that describe several regions: share of those whose first box hits one of theirs."""
+
+    def score(self, hypothesis: Sequence[Box], reference: Sequence[Box]) -> float:
+        """1 or 0."""
+        return float(bool(hypothesis) and any(hits(hypothesis[0], box, THRESHOLD) for box in reference))
+
+
+class BoxRecall(Metric):
+    """Mean share of a text's regions that are found: by an overlap of 0.5 at least, each box finding one of them."""
+
+    name = "box_recall"
+
+    def score(self, hypothesis: Sequence[Box], reference: Sequence[Box]) -> float:
+        """0 to 1."""
+        return pairs(hypothesis, reference) / len(reference)
+
+
+class BoxF1(Metric):
+    """Mean over texts of twice the regions found by the number of boxes answered and wanted."""
+
+    name = "box_f1"
+
+    def score(self, hypothesis: Sequence[Box], reference: Sequence[Box]) -> float:
+        """0 to 1."""
+        return 2 * pairs(hypothesis, reference) / (len(hypothesis) + len(reference))
+
+
+def pairs(hypothesis: Sequence[Box], reference: Sequence[Box]) -> int:
+    """How many boxes can be paired with a region each, the most by an overlap of 0.5 at least."""
+    owner: dict[int, int] = {}  # region to box
+
+    def placed(box: int, tried: set[int]) -> bool:
+        for region in range(len(reference)):
+            if region not in tried and hits(hypothesis[box], reference[region], THRESHOLD):
+                tried.add(region)
+                if region not in owner or placed(owner[region], tried):
+                    owner[region] = box
+                    return True
+        return False
+
+    return sum(placed(box, set()) for box in range(len(hypothesis)))
+
+
 @dataclass(frozen=True)
 class Detected:
     """An object that the model saw.

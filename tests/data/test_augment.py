@@ -318,3 +318,50 @@ def test_no_choice_comes_from_a_global_generator():
         large_scale_jitter(noise(16, 16), as_array([]), 8, draw)
         draw_side(draw, 8)
     assert np.random.get_state()[1].tolist() == state and torch.equal(torch.get_rng_state(), torch_state)
+
+
+# Reframing
+
+
+def _marked(box):
+    """A black picture of 90 x 60 pixels, white in a box."""
+    image = Image.new("RGB", (90, 60))
+    image.paste((255, 255, 255), box)
+    return image
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_frame_holds_the_box_and_shows_it_where_it_says(mirror):
+    box = (30, 12, 66, 42)
+    lefts = set()
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        image, boxes = augment.reframed(_marked(box), np.array([box], float), 96, draw, mirror)
+        assert image.size == (96, 96) and boxes.shape == (1, 4) and boxes.min() >= 0 and boxes.max() <= 96
+        white = np.argwhere(np.asarray(image)[:, :, 0] > 190)  # grey of what is uncovered is 128
+        seen = (*white.min(0)[::-1], *(white.max(0)[::-1] + 1))
+        assert seen == pytest.approx(boxes[0], abs=2)
+        lefts.add(round(float(boxes[0, 0])))
+    assert len(lefts) > 20
+
+
+def test_a_frame_without_boxes_and_around_a_whole_picture():
+    for seed in range(30):
+        draw = np.random.default_rng(seed)
+        image, boxes = augment.reframed(_marked((0, 0, 90, 60)), as_array([]), 32, draw)
+        assert image.size == (32, 32) and boxes.shape == (0, 4)
+        whole = np.array([[0.0, 0.0, 90.0, 60.0]])
+        _, boxes = augment.reframed(_marked((0, 0, 90, 60)), whole, 32, draw)
+        assert (boxes[0, 2:] > boxes[0, :2]).all() and boxes.min() >= 0 and boxes.max() <= 32
+
+
+def test_a_mirror_is_drawn_only_where_it_may_be():
+    box = np.array([[0.0, 0.0, 30.0, 20.0]])
+    image = Image.new("RGB", (90, 60), (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 15, 20))  # the left half of the box is red
+    sides = {True: set(), False: set()}
+    for seed in range(40):
+        for mirror in sides:
+            view, ((x0, y0, x1, y1),) = augment.reframed(image, box, 96, np.random.default_rng(seed), mirror)
+            sides[mirror].add(view.getpixel((int(x0 + (x1 - x0) / 4), int((y0 + y1) / 2)))[0] > 128)
+    assert sides == {True: {True, False}, False: {True}}

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from ofa_plugin.data.text import space_characters, strip_punctuation, tidy_caption, tidy_question, vqa_source
+from ofa_plugin.data.text import (
+    names_a_side,
+    space_characters,
+    strip_punctuation,
+    tidy_caption,
+    tidy_question,
+    vqa_source,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "text"
 
@@ -38,3 +45,18 @@ def test_punctuation_is_deleted_not_replaced():
 def test_chinese_characters_are_set_apart():
     assert space_characters("2只猫 ok，") == "2 只  猫  ok，"
     assert space_characters("かな 한국 café") == "かな 한국 café"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("the dog on the Left", True),
+        ("topmost plate", True),
+        ("2nd from the wall", True),
+        ("左边的狗", True),
+        ("white blood cell", False),
+        ("a bright lefty with laptops", False),
+    ],
+)
+def test_a_text_that_names_a_side_is_known(text, named):
+    assert names_a_side(text) is named

@@ -1,4 +1,4 @@
-"""Image classification and reading through the stock entry points: train, resume, validate, generate, type."""
+"""Image classification, reading and regions through the stock entry points: train, resume, validate, generate, type."""
 
 from __future__ import annotations
 
@@ -85,9 +85,17 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     unlabelled = (named[0][0], "0", "")
     classify = write_rows(root / "image_classify", classes * 2, [*classes, unlabelled])
     read = write_rows(root / "ocr", texts * 2, [*texts, ("7", named[0][0], " ")])
+    text = "grey square"
+    regions = [
+        (str(number), cell, text, "1,1,9,9&&0,4,8,8" if number % 2 else "2,2,8,8")
+        for number, (cell, _) in enumerate(named)
+    ]
+    find = write_rows(root / "refcoco", regions * 2, regions)
+    several = ("--several-boxes", 2, "--geometric-augment", "--selected-cols", "0,1,2,3", "--eval-acc")
     of_classes = ("--ans2label-file", root / "classes.txt", "--patch-image-size", 32)
     return {
         "image_classify": Case("image_classify", classify, ("score", "top5"), of_classes),
+        "refcoco": Case("refcoco", find, ("score", "box_f1"), several),
         "ocr": Case("ocr", read, ("acc", "ned"), ("--eval-args", '{"max_len_b": 8}')),
     }
 
@@ -100,7 +108,7 @@ def logged(finished: Finished, name: str) -> list[float]:
     return [float(value) for value in re.findall(rf'"valid_{name}": "([\d.]+)"', finished.output)]
 
 
-@pytest.mark.parametrize("task", ["image_classify", "ocr"])
+@pytest.mark.parametrize("task", ["image_classify", "ocr", "refcoco"])
 def test_one_number_from_training_validation_and_generation(world, cases, tmp_path, task):
     case, save = cases[task], tmp_path / "save"
     best = ("--best-checkpoint-metric", case.metrics[0], "--maximize-best-checkpoint-metric")
@@ -116,9 +124,14 @@ def test_one_number_from_training_validation_and_generation(world, cases, tmp_pa
     ok(case.evaluate("generate", save, "--batch-size", 8))
     assert case.numbers(save) == in_training
     printed = (tmp_path / "out" / "generate-test.txt").read_text()
-    assert re.search(rf"{case.metrics[0]} = [\d.]+ on 7 rows of test \({case.metrics[1]} = [\d.]+\)", printed)
+    assert re.search(rf"{case.metrics[0]} = [\d.]+ on 7 rows of test \({case.metrics[1]} = [\d.]+[,)]", printed)
 
     found = entries(tmp_path / "out")
+    if task == "refcoco":
+        assert [entry["uniq_id"] for entry in found] == list(range(7))
+        assert all(1 <= len(entry["boxes"]) <= 2 for entry in found)
+        assert all(x0 < x1 and y0 < y1 for entry in found for x0, y0, x1, y1 in entry["boxes"])
+        return
     if task == "ocr":
         assert [entry["image_id"] for entry in found] == [*(f"p{number}" for number in range(7)), 7]
         answers = [entry["ocr"] for entry in found]

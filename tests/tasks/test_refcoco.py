@@ -12,16 +12,17 @@ from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.image import PictureLoader
 from ofa_plugin.data.tsv import TSVStore
 from ofa_plugin.errors import BadRow
-from ofa_plugin.tasks.refcoco import Grounding, RefcocoBuilder, read_boxes
+from ofa_plugin.tasks.refcoco import Grounding, RefcocoBuilder, SeveralRegions, read_boxes
 from tests.helpers.cases import CASES, EXPECTED
 from tests.helpers.golden import golden, settings, synthetic_image
 
 GOLDEN = golden("refcoco_boxes.json")
+SWITCHES = {"several_boxes": 1, "geometric_augment": False}
 FILE_ORDER = [0, 4, 2, 3]  # of the official files
 
 
 def builder(path, codec, columns=None, training=True, **given):
-    cfg = settings(**{"patch_image_size": 32, "max_image_size": 512, "max_src_length": 80, **given})
+    cfg = settings(**{"patch_image_size": 32, "max_image_size": 512, "max_src_length": 80, **SWITCHES, **given})
     store = TSVStore(str(path), RefcocoBuilder.columns, columns)
     return RefcocoBuilder(store, codec, cfg, training, PictureLoader(path.parent, cfg.patch_image_size))
 
@@ -163,3 +164,50 @@ def test_a_box_is_read_in_pixels_of_the_stored_picture_and_written_to_a_hundredt
         answer = kind.answer(codec, cfg, hypothesis(*tokens, *end), (2.0, 0.5))
         assert answer == pytest.approx((0, 64 / 3 / 0.5, 64 * 2 / 3 / 2, 64 / 0.5))
     assert kind.entry(7, answer) == {"uniq_id": 7, "box": [0, 42.67, 21.33, 128.0]}
+
+
+# Several boxes, and pictures that training changes
+
+
+def test_several_boxes_there_and_back(codec, tmp_path):
+    path = written(tmp_path, "u", synthetic_image(40, 30), "dogs", "0,0,20,15&&20,15,40.5,30")
+    made = builder(path, codec, training=False, max_image_size=32, several_boxes=3)
+    example = only(made)
+    assert example.reference == [(0, 0, 20, 15), (20, 15, 40.5, 30)] and example.counts == {"clamped_boxes": 1}
+    kind, cfg = SeveralRegions(3), Namespace(max_image_size=32)
+    answer = kind.answer(codec, cfg, hypothesis(*example.target.tolist()), example.scale)
+    assert np.allclose(answer, [(0, 0, 20, 15), (20, 15, 40, 30)], atol=0.3)
+    assert all(metric().score(answer, example.reference) == 1.0 for metric in kind.metrics)
+    assert [len(box) for box in kind.entry(7, answer)["boxes"]] == [4, 4]
+    assert (kind.rules(codec).least, kind.rules(codec).most, kind.settings["max_len_b"]) == (1, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("most", "box", "says"),
+    [
+        (2, "1,1,5,5&&1,1,9,9&&1,1,8,8", "3 boxes, and --several-boxes is 2: raise it, or leave the row out"),
+        (2, "1,1,5,5&&", "box '': one value, not four: write x0,y0,x1,y1 in pixels"),
+        (1, "1,1,5,5&&1,1,9,9", "box '1,1,5,5&&1,1,9,9': 7 values, not four: write x0,y0,x1,y1 in pixels"),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_named(codec, tmp_path, most, box, says):
+    path = written(tmp_path, "u", synthetic_image(40, 30), "dogs", box)
+    with pytest.raises(BadRow) as caught:
+        only(builder(path, codec, several_boxes=most))
+    assert str(caught.value) == f"{path}:1: box: {says}"
+
+
+def test_training_pictures_change_where_that_is_asked_for(codec, tmp_path):
+    """A draw of its own for each seed; the same for the same; no mirror where the text names a side."""
+    cell = "0,0,4,30"  # a mirrored picture has it at the right, and no frame that holds it leaves the left edge far
+    lefts = {}
+    for text in ("a dog", "left dog"):
+        path = written(tmp_path, "u", synthetic_image(40, 30), text, cell)
+        made = builder(path, codec, max_image_size=32, geometric_augment=True)
+        row = made.store[0]
+        made_of = [next(made.examples(0, row, np.random.default_rng(seed))).target.tolist() for seed in range(30)]
+        assert made_of[3] == next(made.examples(0, row, np.random.default_rng(3))).target.tolist()
+        lefts[text] = [ids[0] - codec.bin0 for ids in made_of]
+    assert len(set(lefts["a dog"])) > 10 and max(lefts["a dog"]) > 50 > max(lefts["left dog"])
+    whole = builder(path, codec, training=False, max_image_size=32, geometric_augment=True)
+    assert torch.equal(only(whole).target, only(builder(path, codec, max_image_size=32)).target)

@@ -9,7 +9,15 @@ import pytest
 
 from ofa_plugin.data.boxes import LabelledBox
 from ofa_plugin.tasks.metrics.base import Tally
-from ofa_plugin.tasks.metrics.boxes import Detected, DetectionAP, RegionAccuracy
+from ofa_plugin.tasks.metrics.boxes import (
+    BoxF1,
+    BoxRecall,
+    Detected,
+    DetectionAP,
+    FirstRegionAccuracy,
+    RegionAccuracy,
+    pairs,
+)
 from ofa_plugin.tasks.refcoco import Grounding
 from tests.helpers.cases import CASES, EXPECTED
 from tests.helpers.golden import golden
@@ -138,3 +146,28 @@ def test_sums_add_up_however_rows_are_split():
         keys = DetectionAP.log_keys()
         assert list(logs[0]) == list(keys) and len(set(map(tuple, logs))) == 1
         assert DetectionAP().value(*(sum(log[key] for log in logs) for key in keys)) == value
+
+
+# Several regions
+
+
+@pytest.mark.parametrize(
+    ("answered", "wanted", "first", "f1", "recall"),
+    [
+        ([], [A], 0, 0, 0),
+        ([A], [A], 1, 1, 1),
+        ([A], [B, A], 1, 2 / 3, 0.5),
+        ([C, A, B], [A, B], 0, 0.8, 1),
+        ([A, A], [A], 1, 2 / 3, 1),
+        ([A, A], [A, B], 1, 0.5, 0.5),
+    ],
+)
+def test_several_regions_are_found_once_each(answered, wanted, first, f1, recall):
+    values = [metric().score(answered, wanted) for metric in (FirstRegionAccuracy, BoxF1, BoxRecall)]
+    assert values == pytest.approx([first, f1, recall])
+
+
+def test_boxes_are_paired_so_that_most_regions_are_found():
+    """The first box overlaps both regions, the second only the first region."""
+    wide, left, right = (0.0, 0.0, 12.0, 10.0), (0.0, 0.0, 9.0, 10.0), (3.0, 0.0, 14.0, 10.0)
+    assert pairs([wide, left], [left, right]) == 2 and pairs([left, wide], [left, right]) == 2
