@@ -51,7 +51,7 @@ def moved_by_a_step(**flags) -> set[str]:
         (LORA, lambda name: ".lora_" in name),
         ({**LORA, "freeze_encoder": True}, lambda name: name.startswith("decoder.") and ".lora_" in name),
     ],
-    ids=str,
+    ids=["adapters", "prompts", "encoder prompt", "prompts and adapters", "LoRA", "LoRA, frozen encoder"],
 )
 def test_exactly_the_added_weights_move(flags, moves):
     moved = moved_by_a_step(**flags)
