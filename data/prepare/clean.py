@@ -126,6 +126,11 @@ def confidences(record: Mapping[str, Any], changes: set[str]) -> dict[str, float
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def answers_cell(answers: Mapping[str, float]) -> str:
+    """`1.0|!+yes&&0.3|!+no`."""
+    return SEPARATOR.join(f"{confidence}{MARK}{answer}" for answer, confidence in answers.items())
+
+
 def _votes(answers: list[Any], changes: set[str]) -> dict[str, float]:
     votes: dict[str, int] = {}
     for answer in answers:
