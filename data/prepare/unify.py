@@ -84,20 +84,37 @@ def _check(request: Request) -> None:
         raise UserError("nothing to prepare: give --captions, --questions, --boxes, --text, or --images alone")
     if request.annotations and not request.questions:
         raise UserError("--annotations holds the answers to --questions: give both")
-    if request.workers < 1:
-        raise UserError(f"--workers {request.workers}: give 1 or more")
-    if request.max_side is not None and request.max_side < 1:
-        raise UserError(f"--max-side {request.max_side}: give a number of pixels")
+    for flag in ("refs", "rows"):
+        if getattr(request, flag):
+            raise UserError(f"--{flag}: unify_task reads --captions, --questions, --boxes, --text: give these")
+    if request.split:
+        raise UserError("--split: unify_task makes one subset at a time: name it with --subset")
     try:
         check_code_side(request.code_image_size)
     except ValueError as error:
         raise UserError(f"--code-image-size {error}") from None
     if request.subset == NEGATIVES:
         raise UserError(f"--subset {NEGATIVES} is the folder of the negatives: give another name")
+    check_request(request, request.out / request.subset)
+
+
+def check_request(request: Request, rows: Path) -> None:
+    """What every task checks.
+
+    Args:
+        request: what was asked for.
+        rows: the folder that the TSVs will be in.
+
+    Raises:
+        UserError: naming the flag that does not fit.
+    """
+    if request.workers < 1:
+        raise UserError(f"--workers {request.workers}: give 1 or more")
+    if request.max_side is not None and request.max_side < 1:
+        raise UserError(f"--max-side {request.max_side}: give a number of pixels")
     if not request.embed_images and request.images:
         if request.max_side is not None:
             raise UserError("--max-side makes new pictures, which --image-paths cannot name: leave one of them out")
-        rows = request.out / request.subset
         if not request.images.resolve().is_relative_to(rows.resolve()):
             raise UserError(
                 f"--image-paths: a row may only name pictures below its own folder, {rows}, and --images is "
@@ -170,7 +187,7 @@ class _Run:
         """The user's files to the spool; texts go to their file at once."""
         request = self.request
         finder = PictureFinder(request.images or Path(), self.spool, self.report)
-        sources = Sources(self.spool, finder, self.report)
+        sources = Sources(self.spool, finder, self.report, request.take)
         for path in request.captions:
             sources.read_captions(path)
         for path in request.annotations:
