@@ -207,9 +207,7 @@ _SEPARATE = "--patch-image-size 256 "
 def _glue(skipped: int, labels: tuple[str, ...], numbered: bool, *texts: tuple[str, ...], label: Column = _LABEL):
     words = ",".join(str(skipped + number) for number in range(len(texts)))
     columns = tuple(Column(names) for names in texts)
-    return Form(
-        ("rows",), TextRows, words, columns, label, labels, numbered=numbered, skipped=skipped, pictures=False
-    )
+    return Form(("rows",), TextRows, words, columns, label, labels, numbered=numbered, skipped=skipped, pictures=False)
 
 
 FORMS: dict[str, Form] = {
@@ -498,9 +496,7 @@ def _read_class_names(path: Path | None) -> dict[str, str]:
     return names
 
 
-def _summary(
-    request: Request, form: Form, report: Report, run: _Run, ledger: str, sets: Sequence[str]
-) -> list[str]:
+def _summary(request: Request, form: Form, report: Report, run: _Run, ledger: str, sets: Sequence[str]) -> list[str]:
     """What the user reads at the end."""
     lines = [f"{request.out / file}: {sum(kinds.values())} rows" for file, kinds in report.rows.items()]
     kind = "classes" if request.task == "image_classify" else "answers"

@@ -91,9 +91,7 @@ def region_box(made: Made, item: Region) -> str | None:
     return box_text(_scaled(made, box))
 
 
-def kept_objects(
-    made: Made, item: ObjectList, objects: list[Object]
-) -> list[tuple[Object, tuple[float, ...]]] | None:
+def kept_objects(made: Made, item: ObjectList, objects: list[Object]) -> list[tuple[Object, tuple[float, ...]]] | None:
     """The objects of a list that can be used, with their boxes in pixels of the stored picture.
 
     None where the picture has no row of objects: its annotations are of another picture, or to call it empty would be

@@ -121,9 +121,7 @@ class Sources:
         take: (field, value) that a record must have, or it is passed over.
     """
 
-    def __init__(
-        self, spool: Spool, finder: PictureFinder, report: Report, take: Sequence[tuple[str, str]] = ()
-    ):
+    def __init__(self, spool: Spool, finder: PictureFinder, report: Report, take: Sequence[tuple[str, str]] = ()):
         self.spool, self.finder, self.report, self.take = spool, finder, report, take
 
     def read_captions(self, path: Path) -> None:
