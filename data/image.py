@@ -205,7 +205,7 @@ HIDDEN = "transparency, whose hidden colours show"
 ANIMATED = "several frames, of which the first counts"
 SIXTEEN = "16 bits a channel, scaled to 8"
 CMYK = "CMYK, turned into RGB"
-LONG = "sides of 20 to 1 or more, which a square squeezes"
+LONG = "sides of 20 to 1 or more"
 _LONG = 20
 _ORIENTATION = 0x0112  # of EXIF
 
@@ -223,9 +223,9 @@ def read_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size)
-            mode = image.mode
+            mode, has_exif = image.mode, image.format != "PNG" or "exif" in image.info  # else Pillow reads all pixels
             found = {
-                ROTATED: image.getexif().get(_ORIENTATION, 1) != 1,
+                ROTATED: has_exif and image.getexif().get(_ORIENTATION, 1) != 1,
                 HIDDEN: mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
                 ANIMATED: getattr(image, "is_animated", False),
                 SIXTEEN: mode.startswith("I"),

@@ -660,7 +660,7 @@ def test_names_of_files_may_be_odd(tmp_path, out, capsys):
 
 def test_an_unknown_task_is_told_which_ones_there_are(tmp_path, capsys):
     assert cli.main(["prepare", "dance", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("error: TASK dance: unknown; choose one of unify_task, caption, vqa_gen, ")
+    assert capsys.readouterr().err.startswith("error: TASK dance: unknown; choose one of unify_task, caption, vqa")
 
 
 def test_a_disk_that_cannot_be_written_is_one_line(tmp_path, photos, capsys):

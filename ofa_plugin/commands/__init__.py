@@ -14,6 +14,7 @@ VERBS = {
     "make-shapes": "make_shapes",
     "prepare": "prepare",
     "check": "check",
+    "convert": "convert",
     "tasks": "tasks",
 }
 """What the user types, and the module in this folder that does it, in the order of `ofa --help`."""
