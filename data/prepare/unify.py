@@ -77,6 +77,11 @@ def prepare(request: Request) -> Report:
 
 
 def _check(request: Request) -> None:
+    for flag in ("refs", "rows"):
+        if getattr(request, flag):
+            raise UserError(f"--{flag}: unify_task reads --captions, --questions, --boxes, --text: give these")
+    if request.split:
+        raise UserError("--split: unify_task makes one subset at a time: name it with --subset")
     given = [flag for flag in ("captions", "questions", "boxes") if getattr(request, flag)]
     if given and request.images is None:
         raise UserError(f"--{given[0]} needs --images, the folder of the pictures")
@@ -84,11 +89,6 @@ def _check(request: Request) -> None:
         raise UserError("nothing to prepare: give --captions, --questions, --boxes, --text, or --images alone")
     if request.annotations and not request.questions:
         raise UserError("--annotations holds the answers to --questions: give both")
-    for flag in ("refs", "rows"):
-        if getattr(request, flag):
-            raise UserError(f"--{flag}: unify_task reads --captions, --questions, --boxes, --text: give these")
-    if request.split:
-        raise UserError("--split: unify_task makes one subset at a time: name it with --subset")
     try:
         check_code_side(request.code_image_size)
     except ValueError as error:
