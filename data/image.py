@@ -103,8 +103,7 @@ class ImageReader:
         except ImageProblem:
             raise
         except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
-            remedy = "replace it" if self.lenient else "replace it, or accept truncated ones with --lenient-images"
-            raise _explained(error, len(data), remedy) from error
+            raise _explained(error, len(data), strict=not self.lenient) from error
 
     def _from_path(self, cell: str) -> bytes:
         root = self.root
@@ -236,16 +235,17 @@ def read_header(data: bytes) -> Header:
     except ImageProblem:
         raise
     except Exception as error:  # as in `decode`
-        raise _explained(error, len(data), "replace it") from error
+        raise _explained(error, len(data)) from error
 
 
-def _explained(error: Exception, length: int, remedy: str) -> ImageProblem:
+def _explained(error: Exception, length: int, strict: bool = False) -> ImageProblem:
     """Why Pillow could not read a picture of so many bytes."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageProblem("more pixels than Pillow's limit", "shrink the picture")
     if isinstance(error, Image.UnidentifiedImageError):
         return ImageProblem(f"{length} bytes that are no picture", f"give one of {', '.join(FORMATS)}")
     reason = " ".join(str(error).split()) or type(error).__name__
+    remedy = "replace it, or accept truncated ones with --lenient-images" if strict else "replace it"
     return ImageProblem(f"damaged picture ({reason})", remedy)
 
 

@@ -305,7 +305,7 @@ def _check(request: Request, form: Form) -> None:
         alone = ", or --images DIR alone, a folder a class" if request.task == "image_classify" else ""
         raise UserError(f"nothing to prepare: {request.task} reads {reads}{alone}")
     if form.pictures and request.images is None:
-        raise UserError(f"{request.task} needs --images, the folder of the pictures")
+        raise UserError(f"{request.task} needs pictures: give their folder as --images")
     check_request(request, request.out)
     if request.answers < 1 or request.min_count < 1:
         raise UserError(f"--answers {request.answers} --min-count {request.min_count}: give 1 or more")

@@ -281,7 +281,7 @@ FAULTS = [
     ("cola", ("--rows", "rows.csv", "--split", "../a=1"), "--split ../a: give a plain name"),
     ("cola", ("--rows", "rows.csv", "--label-order", "1,0"), "have no order to be named"),
     ("mnli", ("--rows", "rows.csv", "--label-order", "a,b"), "in the order of your numbers"),
-    ("vqa_gen", ("--questions", "rows.csv"), "vqa_gen needs --images"),
+    ("vqa_gen", ("--questions", "rows.csv"), "vqa_gen needs pictures: give their folder as --images"),
     ("vqa_gen", ("--questions", "rows.csv", "--images", ".", "--answers", "0"), "--answers 0 --min-count 1: give 1"),
     ("image_classify", ("--images", "empty"), "no folder in it; image_classify reads a folder a class"),
     ("image_classify", ("--images", ".", "--class-names", "odd.csv"), "write label and name"),
