@@ -201,7 +201,7 @@ class Form:
 
 
 _LABEL = Column(("label", "gold_label", "class", "answer"))
-_SEPARATE = "--patch-image-size 256 "
+_PIXELS = "--patch-image-size 256 "
 
 
 def _glue(skipped: int, labels: tuple[str, ...], numbered: bool, *texts: tuple[str, ...], label: Column = _LABEL):
@@ -211,10 +211,10 @@ def _glue(skipped: int, labels: tuple[str, ...], numbered: bool, *texts: tuple[s
 
 
 FORMS: dict[str, Form] = {
-    "caption": Form(("captions",), CaptionRows, "2", training=_SEPARATE),
-    "vqa_gen": Form(("questions", "annotations"), QuestionRows, "2,3", answers=True, training=_SEPARATE),
-    "refcoco": Form(("refs", "boxes"), RegionRows, "2", training=_SEPARATE),
-    "detection": Form(("boxes",), DetectionRows, "", training=_SEPARATE),
+    "caption": Form(("captions",), CaptionRows, "2", training=_PIXELS),
+    "vqa_gen": Form(("questions", "annotations"), QuestionRows, "2,3", answers=True, training=_PIXELS),
+    "refcoco": Form(("refs", "boxes"), RegionRows, "2", training=_PIXELS),
+    "detection": Form(("boxes",), DetectionRows, "", training=_PIXELS),
     "snli_ve": Form(
         ("rows",),
         EntailmentRows,
@@ -222,15 +222,15 @@ FORMS: dict[str, Form] = {
         (Column(("hypothesis", "sentence2")), Column(("caption", "premise", "sentence1"), optional=True)),
         _LABEL,
         NLI,
-        training=_SEPARATE,
+        training=_PIXELS,
     ),
-    "image_classify": Form(("rows",), ClassRows, "2", (), _LABEL, answers=True, training=_SEPARATE),
+    "image_classify": Form(("rows",), ClassRows, "2", (), _LABEL, answers=True, training=_PIXELS),
     "ocr": Form(
         ("rows",),
         ReadingRows,
         "2",
         (Column(("text", "label", "transcription", "caption")),),
-        training=_SEPARATE,
+        training=_PIXELS,
     ),
     "gigaword": Form(
         ("rows",),
@@ -332,6 +332,7 @@ class _Run:
         self.request, self.form, self.outputs = request, form, outputs
         self.files, self.report, self.spool = files, report, spool
         self.names: dict[str, None] = {}  # of objects, in the order first seen
+        self.class_names = _read_class_names(request.class_names)
         self.answers = 0
         self.pictures = 0
 
@@ -424,7 +425,7 @@ class _Run:
         if not form.labels:
             if not given:
                 raise RowProblem("label is missing", "write one, or delete the row")
-            return self._class_name(given)
+            return self.class_names.get(given, given)
         label = given.lower().replace("-", "_") if given != "-1" else given
         if label in ("", "_", "-1"):
             return None
@@ -441,11 +442,6 @@ class _Run:
             return order[int(label)]
         raise RowProblem(f"label {given!r} is unknown", f"write one of {', '.join(form.labels)}, or delete the row")
 
-    def _class_name(self, given: str) -> str:
-        if not hasattr(self, "_class_names"):
-            self._class_names = _read_class_names(self.request.class_names)
-        return self._class_names.get(given, given)
-
     def _read_folders(self, finder: PictureFinder) -> None:
         """A folder of pictures a class."""
         root = self.request.images
@@ -457,7 +453,8 @@ class _Run:
                 self._skip(Path(entry.path))
         for folder in folders:
             changes: set[str] = set()
-            name, found = self._class_name(tidy(folder, "class", changes)), 0
+            folder_name = tidy(folder, "class", changes)
+            name, found = self.class_names.get(folder_name, folder_name), 0
             for where, below, files in os.walk(root / folder, followlinks=True):
                 for hidden in [each for each in below if each.startswith(".")]:
                     below.remove(hidden)
