@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,15 +102,8 @@ class ImageReader:
             return _to_rgb(image)
         except ImageProblem:
             raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageProblem("more pixels than Pillow's limit", "shrink the picture") from error
-        except Image.UnidentifiedImageError as error:
-            kinds = ", ".join(FORMATS)
-            raise ImageProblem(f"{len(data)} bytes that are no picture", f"give one of {kinds}") from error
         except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
-            reason = " ".join(str(error).split()) or type(error).__name__
-            remedy = "replace it" if self.lenient else "replace it, or accept truncated ones with --lenient-images"
-            raise ImageProblem(f"damaged picture ({reason})", remedy) from error
+            raise _explained(error, len(data), strict=not self.lenient) from error
 
     def _from_path(self, cell: str) -> bytes:
         root = self.root
@@ -203,6 +197,56 @@ class PictureLoader:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             return None
+
+
+ROTATED = "an EXIF rotation, not applied (see --exif-transpose of training)"
+HIDDEN = "transparency, whose hidden colours show"
+ANIMATED = "several frames, of which the first counts"
+SIXTEEN = "16 bits a channel, scaled to 8"
+CMYK = "CMYK, turned into RGB"
+LONG = "sides of 20 to 1 or more"
+_LONG = 20
+_ORIENTATION = 0x0112  # of EXIF
+
+
+class Header(NamedTuple):
+    """What a picture file says of itself before its pixels are read."""
+
+    size: tuple[int, int]  # width and height, pixels
+    format: str
+    oddities: tuple[str, ...]  # what a reader does not expect of it
+
+
+def read_header(data: bytes) -> Header:
+    """The header of an encoded picture. Raises ImageProblem as `ImageReader.decode`, but reads no pixel."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(*image.size)
+            mode, has_exif = image.mode, image.format != "PNG" or "exif" in image.info  # else Pillow reads all pixels
+            found = {
+                ROTATED: has_exif and image.getexif().get(_ORIENTATION, 1) != 1,
+                HIDDEN: mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+                ANIMATED: getattr(image, "is_animated", False),
+                SIXTEEN: mode.startswith("I"),
+                CMYK: mode == "CMYK",
+                LONG: max(image.size) >= _LONG * min(image.size),
+            }
+            return Header(image.size, image.format or "", tuple(name for name, there in found.items() if there))
+    except ImageProblem:
+        raise
+    except Exception as error:  # as in `decode`
+        raise _explained(error, len(data)) from error
+
+
+def _explained(error: Exception, length: int, strict: bool = False) -> ImageProblem:
+    """Why Pillow could not read a picture of so many bytes."""
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return ImageProblem("more pixels than Pillow's limit", "shrink the picture")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageProblem(f"{length} bytes that are no picture", f"give one of {', '.join(FORMATS)}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    remedy = "replace it, or accept truncated ones with --lenient-images" if strict else "replace it"
+    return ImageProblem(f"damaged picture ({reason})", remedy)
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -1,4 +1,4 @@
-"""One picture for each pretraining task: what the model was asked, what it says, and what would have been right."""
+"""Panels on a sheet: of each pretraining task what the model was asked and says, or rows of data as they are."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLUMNS, WIDTH, HEIGHT, MARGIN = 4, 330, 372, 12  # of panels, pixels
 PICTURE = 192  # pixels of a shown side
 LINE = 17
+LONGEST = 120  # characters that are shown of a text of a row
 BLACK, GREY, MODEL, RIGHT = (20, 20, 20), (120, 120, 120), (190, 0, 120), (0, 125, 60)
 
 Words = list[tuple[str, tuple[int, int, int]]]  # each word, and its colour
@@ -78,6 +79,25 @@ def panel(kind: str, title: str, example: Example, entry: Mapping[str, Any], cod
         bins = [int(number) for number in re.findall(r"<bin_(\d+)>", codec.decode(example.source))]
         _box(shown, [number / (codec.num_bins - 1) for number in bins], (PICTURE, PICTURE), GREY)
     return Panel(title, [shown], [words(asked, GREY), words(entry["answer"], MODEL), words(f"right: {target}", RIGHT)])
+
+
+def row_panel(title: str, picture: Image.Image, boxes: Iterable[Iterable[float]], texts: Iterable[str]) -> Panel:
+    """The panel of a row of data.
+
+    Args:
+        title: shown above it.
+        picture: RGB, shown whole, its proportions kept.
+        boxes: in pixels of the picture.
+        texts: shown below it, cut where they are long.
+    """
+    factor = PICTURE / max(picture.size)
+    small = picture.resize([max(1, round(factor * side)) for side in picture.size], Image.Resampling.BICUBIC)
+    shown = Image.new("RGB", (PICTURE, PICTURE), "white")
+    shown.paste(small)
+    for box in boxes:
+        _box(shown, box, (factor, factor), MODEL)
+    paragraphs = [words(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...", BLACK) for text in texts]
+    return Panel(title, [shown], paragraphs)
 
 
 def words(text: str, colour: tuple[int, int, int]) -> Words:

@@ -365,7 +365,7 @@ def _next_steps(out: Path) -> str:
     return f"""
 How to go on:
   look at what fairseq-generate printed:  less {out / "results" / "generate-test.txt"}
-  a world that is not easy, or your own:  ofa make-shapes, ofa prepare unify_task; see docs/data.md, docs/prepare.md
+  a world that is not easy, or your own:  ofa make-shapes, ofa prepare unify_task; see docs/data.md, docs/own-data.md
   the official sizes and recipes:         run_scripts/pretrain.sh, run_scripts/caption.sh, run_scripts/vqa.sh
 """
 

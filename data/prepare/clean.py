@@ -19,7 +19,7 @@ _ANNOTATORS = 10
 _FAR = 1e9  # pixels
 
 
-def tidy(value: object, name: str, changes: set[str]) -> str:
+def tidy(value: object, name: str, changes: set[str], separators: bool = True) -> str:
     """One line of text: every run of white space one space, none at the ends, `&&` made `&`.
 
     White space is what Unicode calls so: tabs, line ends, U+2028, no-break spaces.
@@ -28,6 +28,7 @@ def tidy(value: object, name: str, changes: set[str]) -> str:
         value: what the record holds.
         name: what it is, for the message.
         changes: takes the kinds of change that were made.
+        separators: whether its column has `&&` between items; else it may stay.
 
     Raises:
         RowProblem: no text, an empty one, or one with half a surrogate pair, which no file can hold.
@@ -45,7 +46,7 @@ def tidy(value: object, name: str, changes: set[str]) -> str:
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise RowProblem(f"{name} holds {half}, half a character", "write the whole character") from None
-    if SEPARATOR in text:
+    if separators and SEPARATOR in text:
         text = _AMPERSANDS.sub("&", text)
         changes.add(AMPERSANDS)
     return text
@@ -124,6 +125,11 @@ def confidences(record: Mapping[str, Any], changes: set[str]) -> dict[str, float
     if not found:
         raise RowProblem("no answer", "write one, or delete the row")
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def answers_cell(answers: Mapping[str, float]) -> str:
+    """`1.0|!+yes&&0.3|!+no`."""
+    return SEPARATOR.join(f"{confidence}{MARK}{answer}" for answer, confidence in answers.items())
 
 
 def _votes(answers: list[Any], changes: set[str]) -> dict[str, float]:

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 from ...errors import UserError
+
+_LEFT = re.compile(r"\.(?:.+\.(?:tsv|txt|json)\.(\d+)\.tmp|prepare\.(\d+)\.sqlite)")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Deletes what a run that was killed had not finished, so that the next starts over; a living run's stays."""
+    left = []
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        found = _LEFT.fullmatch(path.name)
+        if found and not _lives(int(found[1] or found[2])):
+            path.unlink(missing_ok=True)
+            left.append(path)
+    if left:
+        print(f"{folder}: an earlier run did not finish; its {len(left)} files are deleted", file=sys.stderr)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Outputs:

@@ -11,17 +11,15 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..image import FORMATS, ImageProblem, ImageReader
+from ..image import FORMATS, ImageProblem, ImageReader, read_header
 from ..palette import CELL, encode
 from .report import Place, Report, RowProblem, plain
 from .spool import Spool
 
 OTHER_NAME = "pictures found under another extension or in other letters"
-ROTATED = "pictures with an EXIF rotation, stored unturned (see --exif-transpose of training)"
 
 _NUMBER = re.compile(r"(\d+)$")
 _JPEG = b"\xff\xd8\xff"
-_ORIENTATION = 0x0112  # of EXIF
 _QUALITY = 95
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -141,10 +139,10 @@ class PictureStore:
         """
         try:
             data = self.reader.file(path)
+            changes = [f"pictures with {oddity}" for oddity in read_header(data).oddities]
             image = self.reader.decode(data)
         except ImageProblem as error:
             raise RowProblem(f"{path}: {error.reason}", "replace the picture, or delete its rows") from error
-        changes = [ROTATED] if image.getexif().get(_ORIENTATION, 1) != 1 else []
         jpeg = data.startswith(_JPEG)
         width, height = image.size
         stored = image.size

@@ -1,9 +1,15 @@
-"""Records out of the user's files, one at a time: JSON of any size, JSONL, text. Content decides, never a name."""
+"""Records out of the user's files, one at a time: JSON of any size, JSONL, CSV and TSV with a header, Pascal VOC, text.
+
+Content decides, never a name.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +20,12 @@ from .report import Place, Progress, RowProblem, plain
 _CHUNK = 1 << 20  # characters read at once
 _SNIFFED = 1 << 20  # bytes of a first line that are looked at; one that is longer is JSON written in one line
 _TABLES = ("annotations", "images", "questions", "categories")  # keys that make a JSON object COCO's or VQAv2's
+
+
+_HEADER_CELL = re.compile(r"[A-Za-z#][\w .#-]{0,40}")
+_AS_JSON = ("answers", "objects", "box", "bbox", "caption", "captions")  # cells that may hold a list or a dict
+_LONGEST_CELL = 1 << 27  # characters; csv's own limit is 2 ** 17, less than a picture
+_XML_UP_TO = 1 << 24  # bytes
 
 
 class Record(NamedTuple):
@@ -30,18 +42,21 @@ class Record(NamedTuple):
 
 
 class RecordFile:
-    """A file of records: JSON with tables (COCO, VQAv2), a JSON list, or JSONL.
+    """A file of records: JSON with tables (COCO, VQAv2), a JSON list, JSONL, or a table whose first line names columns.
+
+    A table's columns are separated by tabs, and then a quotation mark is text, or by commas or semicolons (CSV).
 
     Args:
         path: the file.
         flag: the option that named it, for messages.
 
     Raises:
-        UserError: none of the three.
+        UserError: none of these.
     """
 
     def __init__(self, path: Path, flag: str):
         self.path, self.flag = path, flag
+        self.delimiter = ""  # of a table
         self.lines, self.tables = self._sniff()
 
     def __iter__(self) -> Iterator[Record]:
@@ -50,6 +65,8 @@ class RecordFile:
         Raises:
             UserError: the JSON of a whole file is broken; a broken line of JSONL is a record with a problem.
         """
+        if self.delimiter:
+            return self._from_table()
         return self._from_lines() if self.lines else self._from_json()
 
     def _sniff(self) -> tuple[bool, bool]:
@@ -69,9 +86,35 @@ class RecordFile:
                 return (True, False) if line.rstrip().endswith(b"}") and line.endswith(b"\n") else (False, True)
             if start == b"{" and any(isinstance(value.get(table), list) for table in _TABLES):
                 return False, True
-            if start == b"{" or any(parsed(file.readline(_SNIFFED)) for _ in range(20)):
+            if start == b"{":
                 return True, False
-        raise UserError(f"{self.flag} {self.path}: neither JSON nor JSONL: docs/prepare.md shows what is read")
+            self.delimiter = _delimiter(line)
+            if self.delimiter:
+                return False, False
+            if any(parsed(file.readline(_SNIFFED)) for _ in range(20)):
+                return True, False
+        raise UserError(
+            f"{self.flag} {self.path}: neither JSON nor JSONL, nor a table whose first line names its columns: "
+            "docs/own-data.md shows what is read"
+        )
+
+    def _from_table(self) -> Iterator[Record]:
+        rows = _table_rows(self.path, self.delimiter)
+        names: list[str] | None = None
+        for number, cells in rows:
+            place = Place(str(self.path), str(number))
+            if names is None and not isinstance(cells, RowProblem):
+                names = [name.strip().lstrip("\ufeff").strip() for name in cells]
+            elif isinstance(cells, RowProblem):
+                yield Record(place, "", cells, number)
+            elif len(cells) != len(names):
+                reason = f"{len(cells)} column{'s' if len(cells) != 1 else ''}, the first line names {len(names)}"
+                quoted = f'put a text that holds {self.delimiter!r} in "double quotes"'
+                remedy = "a tab inside a text, or a cell left out?" if self.delimiter == "\t" else quoted
+                yield Record(place, "", RowProblem(reason, remedy), number)
+            else:
+                values = {name: _cell(name, cell) for name, cell in zip(names, cells, strict=True) if cell.strip()}
+                yield Record(place, "", values, number)
 
     def _from_lines(self) -> Iterator[Record]:
         for number, text in text_lines(self.path):
@@ -95,6 +138,103 @@ class RecordFile:
                 yield Record(place, table, value, number)
         except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
             raise UserError(f"{self.flag} {self.path}: not readable as JSON ({error})") from None
+
+
+def _delimiter(line: bytes) -> str:
+    """What separates the cells of a table's first line; "" where it does not look like names of columns."""
+    try:
+        text = line.decode("utf-8").strip("\r\n")
+    except UnicodeDecodeError:
+        return ""
+    for sign in "\t,;":
+        names = [name.strip().strip('"') for name in text.split(sign)]
+        if len(names) > 1 and len(set(names)) == len(names) and all(_HEADER_CELL.fullmatch(name) for name in names):
+            return sign
+    return ""
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | RowProblem]]:
+    """The rows of a table with the line on which each begins; blank lines are passed over."""
+    problem: list[tuple[int, RowProblem]] = []
+
+    def lines() -> Iterator[str]:
+        for number, text in text_lines(path):
+            if isinstance(text, RowProblem):
+                problem.append((number, text))
+                text = ""
+            yield f"{text}\n"
+
+    if delimiter == "\t":
+        for number, text in text_lines(path):
+            if isinstance(text, RowProblem) or text.strip():
+                yield number, text if isinstance(text, RowProblem) else text.split("\t")
+        return
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    limit, begin = csv.field_size_limit(_LONGEST_CELL), 1
+    try:
+        for cells in reader:
+            number, begin = begin, reader.line_num + 1
+            if problem:
+                yield problem[0][0], problem[0][1]
+                problem.clear()
+            elif any(cell.strip() for cell in cells):
+                yield number, cells
+    except csv.Error as error:  # a quotation mark that is never closed would swallow what follows
+        raise UserError(
+            f"{path}:{begin}: not readable as CSV ({error}): double the quotation marks inside a text, or separate "
+            "the columns by tabs, where they mean nothing"
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _cell(name: str, cell: str) -> Any:
+    """A cell of a table: a list or a dict where one is written as JSON in a column that may hold one."""
+    if name.lower() in _AS_JSON and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
+
+
+def voc_files(path: Path) -> list[Path] | None:
+    """The Pascal VOC files that a path means: every .xml below a folder, or itself; None where it is none of these."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*.xml") if not file.name.startswith("."))
+    with open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return [path] if start.startswith((b"<?xml", b"<annotation")) else None
+
+
+def voc_record(path: Path) -> dict[str, Any] | RowProblem:
+    """A Pascal VOC file as `{"image", "width", "height", "objects": [{"name", "box"}, ...]}`."""
+    if path.stat().st_size > _XML_UP_TO:
+        return RowProblem(f"{path.stat().st_size} bytes, too much for one picture's annotation", "check the file")
+    text = path.read_bytes()
+    if b"<!ENTITY" in text or b"<!DOCTYPE" in text:
+        return RowProblem("it defines entities, which no annotation needs", "remove the <!DOCTYPE ...>")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        return RowProblem(f"not readable as XML ({error})", "write it anew, or leave it out")
+    if root.tag != "annotation":
+        return RowProblem(f"<{root.tag}> where Pascal VOC has <annotation>", "give Pascal VOC files")
+    objects = []
+    for each in root.iter("object"):
+        box = each.find("bndbox")
+        corners = [None if box is None else _number(box.findtext(name)) for name in ("xmin", "ymin", "xmax", "ymax")]
+        objects.append({"name": each.findtext("name"), "box": corners})
+    size = {name: _number(root.findtext(f"size/{name}")) for name in ("width", "height")}
+    return {"image": root.findtext("filename") or path.stem, **size, "objects": objects}
+
+
+def _number(text: str | None) -> float | int | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return int(value) if value.is_integer() else value
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:

@@ -36,6 +36,7 @@ class Picture(NamedTuple):
     path: str
     name: str
     items: list[Any]
+    number: int = 0  # in the order first named, from 1
 
 
 class Spool:
@@ -71,18 +72,22 @@ class Spool:
 
     def pictures(self) -> Iterator[Picture]:
         """All pictures in the order in which they were first named, each with its items in the order added."""
-        self.base.execute("CREATE INDEX items ON item (picture)")
+        self.base.execute("CREATE INDEX IF NOT EXISTS items ON item (picture)")
         rows = self.base.execute(
-            "SELECT picture, path, name, kind, value FROM picture LEFT JOIN item ON picture = number "
+            "SELECT number, path, name, kind, value FROM picture LEFT JOIN item ON picture = number "
             "ORDER BY number, item.rowid"
         )
         for _, group in itertools.groupby(rows, key=lambda row: row[1]):
-            items, path, name = [], b"", ""
-            for _, path, name, kind, value in group:  # noqa: B007  the last ones are used
+            items, number, path, name = [], 0, b"", ""
+            for number, path, name, kind, value in group:  # noqa: B007  the last ones are used
                 if kind is not None:
                     place, *fields = json.loads(value)
                     items.append(self.kinds[kind](Place(*place), *fields))
-            yield Picture(os.fsdecode(path), name, items)
+            yield Picture(os.fsdecode(path), name, items, number)
+
+    def names_of_pictures(self) -> Iterator[tuple[int, str]]:
+        """(number, name) of every picture."""
+        return iter(self.base.execute("SELECT number, name FROM picture ORDER BY number"))
 
     def count(self, table: str = "item") -> int:
         """The number of rows of a table."""

@@ -6,25 +6,21 @@ dataset, type; text id, text; image id, picture, codes; detection id, picture, o
 
 from __future__ import annotations
 
-import collections
 import os
 import shlex
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import UserError
-from ..boxes import BoxProblem, area, fit
-from ..text import MARK, SEPARATOR
-from .clean import box_text
+from ..text import SEPARATOR
+from .clean import answers_cell
 from .negatives import FILES, Negatives
 from .outputs import Outputs
-from .pictures import PictureFinder, PictureStore, Stored, check_code_side, is_picture
-from .report import Place, Progress, Report, RowProblem
+from .pictures import PictureFinder, PictureStore, check_code_side, is_picture
+from .report import Progress, Report
 from .request import Request
-from .sources import KINDS, LOST_OBJECTS, Caption, Object, ObjectList, Question, Region, Sources, dataset_name
-from .spool import Picture, Spool
+from .rows import Made, RowMaker, in_order, kept_objects, named_once, objects_cell, objects_of, region_box
+from .sources import KINDS, Caption, Object, ObjectList, Question, Region, Sources, dataset_name
+from .spool import Spool
 
 VISION_LANGUAGE = "vision_language_examples.tsv"
 TEXT = "text_examples.tsv"
@@ -35,12 +31,6 @@ NEGATIVES = "negative_sample"
 
 CAPTION, QA, GROUNDING = "caption", "qa", "visual_grounding"  # types of vision-language rows
 
-CLAMPED = "box corners up to 1 px outside, clamped"
-NO_AREA = "objects without an area, left out"
-CROWD = "objects with iscrowd, left out"
-NO_OBJECTS = "pictures without objects, kept as negatives of detection"
-ONLY_CROWDS = "pictures with nothing but crowds, without a detection row"
-SHORT_LIST = "detection rows that lack an object named above"
 DUPLICATES = "ids that occur more than once, kept"
 NO_PICTURE = "files that are no pictures, passed over"
 
@@ -87,6 +77,11 @@ def prepare(request: Request) -> Report:
 
 
 def _check(request: Request) -> None:
+    for flag in ("refs", "rows"):
+        if getattr(request, flag):
+            raise UserError(f"--{flag}: unify_task reads --captions, --questions, --boxes, --text: give these")
+    if request.split:
+        raise UserError("--split: unify_task makes one subset at a time: name it with --subset")
     given = [flag for flag in ("captions", "questions", "boxes") if getattr(request, flag)]
     if given and request.images is None:
         raise UserError(f"--{given[0]} needs --images, the folder of the pictures")
@@ -94,20 +89,32 @@ def _check(request: Request) -> None:
         raise UserError("nothing to prepare: give --captions, --questions, --boxes, --text, or --images alone")
     if request.annotations and not request.questions:
         raise UserError("--annotations holds the answers to --questions: give both")
-    if request.workers < 1:
-        raise UserError(f"--workers {request.workers}: give 1 or more")
-    if request.max_side is not None and request.max_side < 1:
-        raise UserError(f"--max-side {request.max_side}: give a number of pixels")
     try:
         check_code_side(request.code_image_size)
     except ValueError as error:
         raise UserError(f"--code-image-size {error}") from None
     if request.subset == NEGATIVES:
         raise UserError(f"--subset {NEGATIVES} is the folder of the negatives: give another name")
+    check_request(request, request.out / request.subset)
+
+
+def check_request(request: Request, rows: Path) -> None:
+    """What every task checks.
+
+    Args:
+        request: what was asked for.
+        rows: the folder that the TSVs will be in.
+
+    Raises:
+        UserError: naming the flag that does not fit.
+    """
+    if request.workers < 1:
+        raise UserError(f"--workers {request.workers}: give 1 or more")
+    if request.max_side is not None and request.max_side < 1:
+        raise UserError(f"--max-side {request.max_side}: give a number of pixels")
     if not request.embed_images and request.images:
         if request.max_side is not None:
             raise UserError("--max-side makes new pictures, which --image-paths cannot name: leave one of them out")
-        rows = request.out / request.subset
         if not request.images.resolve().is_relative_to(rows.resolve()):
             raise UserError(
                 f"--image-paths: a row may only name pictures below its own folder, {rows}, and --images is "
@@ -115,29 +122,8 @@ def _check(request: Request) -> None:
             )
 
 
-@dataclass
-class Made:
-    """What became of one picture; `rows` are (file, kind, what stands before the picture's cell, what after)."""
-
-    picture: Picture
-    stored: Stored | None = None
-    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
-    bad: list[tuple[Place, RowProblem]] = field(default_factory=list)
-    changes: list[tuple[str, object]] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    objects: list[str] = field(default_factory=list)
-    answers: list[tuple[str, str]] = field(default_factory=list)
-
-    def pair(
-        self, item: Caption | Question | Region, kind: str, caption: str, question: str, refs: str, objects: str
-    ) -> None:
-        """Adds a vision-language row."""
-        after = "\t".join(("", caption, question, refs, objects, item.source, kind))
-        self.rows.append((VISION_LANGUAGE, kind, f"{item.id}\t", after))
-
-
-class RowMaker:
-    """A picture and what was said of it to rows. Touches nothing else, so any number of threads may call it.
+class PretrainingRows(RowMaker):
+    """The rows of pretraining.
 
     Args:
         store: makes the picture's cell.
@@ -145,93 +131,48 @@ class RowMaker:
     """
 
     def __init__(self, store: PictureStore, grounding: bool):
-        self.store, self.grounding = store, grounding
+        super().__init__(store)
+        self.grounding = grounding
 
-    def __call__(self, picture: Picture) -> Made:
-        """All rows of a picture."""
-        made = Made(picture)
-        try:
-            made.stored = self.store(picture.path)
-        except RowProblem as problem:
-            rows = [item.place for item in picture.items if not isinstance(item, Object)]
-            made.bad = [(place, problem) for place in rows or [Place(picture.path, "picture")]]
-            made.changes = [(LOST_OBJECTS, item.place) for item in picture.items if isinstance(item, Object)]
-            return made
-        made.changes = [(kind, picture.name) for kind in made.stored.changes]
-        objects: dict[str, list[Object]] = {}
-        for item in picture.items:
-            if isinstance(item, Object):
-                objects.setdefault(item.source, []).append(item)
+    def write(self, made: Made) -> None:
+        """Captions, questions, regions, lists of objects, and the square that has image codes."""
+        picture, objects = made.picture, objects_of(made.picture)
         there = list(dict.fromkeys(each.name.lower() for some in objects.values() for each in some if each.name))
         for item in picture.items:
             if isinstance(item, Caption):
                 named = item.objects or there
-                made.pair(item, CAPTION, item.text, "", "", SEPARATOR.join(named))
+                _pair(made, item, CAPTION, item.text, "", "", SEPARATOR.join(named))
                 made.captions.append(item.text)
                 made.objects += named
             elif isinstance(item, Question):
-                refs = SEPARATOR.join(f"{confidence}{MARK}{answer}" for answer, confidence in item.answers.items())
-                made.pair(item, QA, "", item.text, refs, "")
+                _pair(made, item, QA, "", item.text, answers_cell(item.answers), "")
                 made.answers.append((next(iter(item.answers)), item.type))
             elif isinstance(item, Region):
-                self._region(made, item)
+                if box := region_box(made, item):
+                    _pair(made, item, GROUNDING, item.text, "", box, "")
             elif isinstance(item, ObjectList):
                 self._objects(made, item, objects.get(item.source, []))
         if made.stored.code_cell:
             made.rows.append((IMAGE, "", f"{picture.name}\t{made.stored.code_cell}\t{made.stored.codes}", ""))
-        return made
-
-    def _region(self, made: Made, item: Region) -> None:
-        try:
-            box = _fitted(made, item.box, item.place)
-            if not area(box):
-                raise RowProblem(f"box {box_text(item.box)} has no area", "give one with x0<x1 and y0<y1")
-        except (RowProblem, BoxProblem) as problem:
-            made.bad.append((item.place, RowProblem(problem.reason, problem.remedy)))
-        else:
-            made.pair(item, GROUNDING, item.text, "", box_text(_scaled(made, box)), "")
 
     def _objects(self, made: Made, item: ObjectList, objects: list[Object]) -> None:
         """The detection row of a list, largest object first, and its grounding rows."""
-        size = made.stored.size
-        if item.size and objects and tuple(item.size) != size:
-            turned = " (EXIF rotation is not applied)" if tuple(item.size) == size[::-1] else ""
-            reason = f"boxes of a picture of {item.size[0]} x {item.size[1]}, but it has {size[0]} x {size[1]}{turned}"
-            made.bad.append((item.place, RowProblem(reason, "give the pictures that were annotated")))
+        kept = kept_objects(made, item, objects)
+        if kept is None:
             return
-        kept, lacking = [], sum(not each.box for each in objects)
-        for each in objects:
-            if each.crowd:
-                made.changes.append((CROWD, each.place))
-            elif each.box:
-                try:
-                    box = _fitted(made, each.box, each.place)
-                except BoxProblem as problem:
-                    made.bad.append((each.place, _explained(problem, each, size)))
-                    lacking += 1
-                    continue
-                if area(box):
-                    kept.append((each, _scaled(made, box)))
-                else:
-                    made.changes.append((NO_AREA, f"{each.place}: {each.name} {box_text(each.box)}"))
-        if not kept and (lacking or any(each.crowd for each in objects)):  # to call it empty would be a lie
-            if not lacking:
-                made.changes.append((ONLY_CROWDS, item.place))
-            return
-        if not kept:
-            made.changes.append((NO_OBJECTS, item.place))
-        elif lacking:
-            made.changes.append((SHORT_LIST, item.place))
-        largest_first = sorted(kept, key=lambda pair: -area(pair[1]))
-        cells = [f"{box_text(box)},{each.number},{each.name}" for each, box in largest_first]
-        made.rows.append((DETECTION, "", f"{item.id}\t", f"\t{SEPARATOR.join(cells)}"))
+        made.rows.append((DETECTION, "", f"{item.id}\t", f"\t{objects_cell(kept)}"))
         made.objects += [each.name for each, _ in kept]
-        if self.grounding:
-            times = collections.Counter(each.name for each in objects)
-            for each, box in kept:
-                if times[each.name] == 1:
-                    region = Region(each.place, each.id, each.name, list(box), dataset_name(each.place.file))
-                    made.pair(region, GROUNDING, each.name, "", box_text(box), "")
+        for each, box in named_once(kept, objects) if self.grounding else ():
+            region = Region(each.place, each.id, each.name, each.box, dataset_name(each.place.file))
+            _pair(made, region, GROUNDING, each.name, "", box, "")
+
+
+def _pair(
+    made: Made, item: Caption | Question | Region, kind: str, caption: str, question: str, refs: str, objects: str
+) -> None:
+    """Adds a vision-language row."""
+    after = "\t".join(("", caption, question, refs, objects, item.source, kind))
+    made.rows.append((VISION_LANGUAGE, kind, f"{item.id}\t", after))
 
 
 class _Run:
@@ -246,7 +187,7 @@ class _Run:
         """The user's files to the spool; texts go to their file at once."""
         request = self.request
         finder = PictureFinder(request.images or Path(), self.spool, self.report)
-        sources = Sources(self.spool, finder, self.report)
+        sources = Sources(self.spool, finder, self.report, request.take)
         for path in request.captions:
             sources.read_captions(path)
         for path in request.annotations:
@@ -271,9 +212,9 @@ class _Run:
         request = self.request
         root = None if request.embed_images else request.out / request.subset
         store = PictureStore(root, request.max_side, request.code_image_size if request.codes else None)
-        maker = RowMaker(store, request.grounding)
+        maker = PretrainingRows(store, request.grounding)
         progress = Progress("writing", "pictures", self.spool.count("picture"))
-        for done, made in enumerate(_in_order(maker, self.spool.pictures(), request.workers), 1):
+        for done, made in enumerate(in_order(maker, self.spool.pictures(), request.workers), 1):
             for place, problem in made.bad:
                 self.report.bad(place, problem)
             for kind, place in made.changes:
@@ -294,46 +235,6 @@ class _Run:
             return
         self.outputs.open(self.files[file]).writelines((*parts, "\n"))
         self.report.row(self.files[file], kind)
-
-
-def _fitted(made: Made, box: list[float], place: Place) -> tuple[float, ...]:
-    """A box inside its picture. Raises BoxProblem."""
-    fitted, clamped = fit(tuple(box), *made.stored.size)
-    if clamped:
-        made.changes.append((CLAMPED, place))
-    return fitted
-
-
-def _scaled(made: Made, box: tuple[float, ...]) -> tuple[float, ...]:
-    """A box in the pixels of the picture as it is stored."""
-    across, down = made.stored.scale
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
-
-
-def _explained(problem: BoxProblem, item: Object, size: tuple[int, int]) -> RowProblem:
-    """A COCO box that would fit as corners is likely to be corners."""
-    x0, y0, x1, y1 = item.box
-    given = (x0, y0, x1 - x0, y1 - y0)
-    if item.sized and x0 < given[2] <= size[0] + 1 and y0 < given[3] <= size[1] + 1:
-        reason = f"{problem.reason}: looks like x0,y0,x1,y1 where COCO has x,y,width,height"
-        return RowProblem(reason, "write width = x1 - x0 and height = y1 - y0")
-    return RowProblem(problem.reason, problem.remedy)
-
-
-def _in_order(maker: RowMaker, pictures: Iterator[Picture], workers: int) -> Iterator[Made]:
-    """`maker` on every picture by threads (Pillow frees the interpreter lock), a few pictures ahead of the writer."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque[Future[Made]] = collections.deque()
-        try:
-            for picture in pictures:
-                waiting.append(pool.submit(maker, picture))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _summary(request: Request, report: Report, run: _Run, negatives: bool) -> list[str]:

@@ -13,6 +13,8 @@ VERBS = {
     "train-backbone": "train_backbone",
     "make-shapes": "make_shapes",
     "prepare": "prepare",
+    "check": "check",
+    "convert": "convert",
     "tasks": "tasks",
     "merge": "merge",
     "average": "average",
