@@ -33,7 +33,7 @@ fi
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 TOOLS=()
-[[ -n $WHEEL ]] || TOOLS=(pytest pytest-xdist hypothesis ruff tensorboard safetensors)
+[[ -n $WHEEL ]] || TOOLS=(pytest pytest-xdist hypothesis ruff tensorboard safetensors pycocotools)
 # Torch first: fairseq's build reads it. fairseq last and without dependencies: it asks for a compiler's parts and for
 # torchaudio, which nothing here uses, and pip would report them as conflicts after every later install.
 # shellcheck disable=SC2086  # TORCH may hold options

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,10 +34,11 @@ class BoxProblem(Problem, ValueError):
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """An object of a detection row: where it is, in pixels, and what it is called."""
+    """An object of a detection row: where it is, in pixels, what it is called, and the file's number for it."""
 
     box: Box
     name: str
+    number: str = field(default="", compare=False)
 
 
 # From a cell to boxes in their picture --------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ def _labelled(item: str, name: str) -> LabelledBox:
         raise BoxProblem(f"{name}, {_short(item)}: {len(parts)} of 6 parts", f"write {OBJECT_FORM}, joined by &&")
     if not parts[5].strip():
         raise BoxProblem(f"{name}, {_short(item)}: no object name", f"write {OBJECT_FORM}, joined by &&")
-    return LabelledBox(_corners(parts[:4], f"{name}, {_short(item)}"), parts[5].strip())
+    return LabelledBox(_corners(parts[:4], f"{name}, {_short(item)}"), parts[5].strip(), parts[4].strip())
 
 
 def _written(box: Box) -> str:

@@ -109,6 +109,7 @@ def merge(parts: Sequence[Path], folder: Path, subset: str, task: str) -> str:
     from .tasks.metrics.base import Tally
 
     entries: dict[int, dict[str, Any]] = {}
+    records: dict[int, Any] = {}
     lines: dict[int, list[str]] = {}
     totals: dict[str, list[float]] = {}
     scored, names = 0, []
@@ -118,6 +119,7 @@ def merge(parts: Sequence[Path], folder: Path, subset: str, task: str) -> str:
             continue
         content = json.loads(share.read_text(encoding="utf-8"))
         entries |= {int(row): entry for row, entry in content["entries"].items()}
+        records |= {int(row): record for row, record in content["records"].items()}
         scored, names = scored + content["scored"], list(content["totals"])
         for name, sums in content["totals"].items():
             totals[name] = [a + b for a, b in zip(totals.get(name, [0.0] * len(sums)), sums, strict=True)]
@@ -129,7 +131,8 @@ def merge(parts: Sequence[Path], folder: Path, subset: str, task: str) -> str:
     tally.rows = scored
     for metric, sums in tally.totals[""]:
         sums[:] = totals[metric.name]
-    said = finish(entries, tally, subset, folder)
+    more = TASK_REGISTRY[task].conclude(entries, records, subset, folder)
+    said = finish(entries, tally, more, subset, folder)
     printed = "".join(f"{line}\n" for row in sorted(lines) for line in lines[row])
     (folder / f"generate-{subset}.txt").write_text(f"{printed}Generate {subset}: {said}\n", encoding="utf-8")
     return said

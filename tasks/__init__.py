@@ -1,10 +1,11 @@
 """Tasks by name: importing this registers them, their configurations and their scorers with fairseq."""
 
 from ..data.builder import Builder
-from . import caption, evaluation, gigaword, glue, image_classify, ocr, pretrain, refcoco, snli_ve, vqa
+from . import caption, detection, evaluation, gigaword, glue, image_classify, ocr, pretrain, refcoco, snli_ve, vqa
 
 __all__ = [
     "caption",
+    "detection",
     "evaluation",
     "gigaword",
     "glue",

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, List, Optional  # noqa: UP035  fairseq's parser reads these forms only
@@ -683,7 +683,8 @@ class OFATask(Interactive, FairseqTask):
     def _open_evaluation(self) -> None:
         if self.cfg.path and self._rows_ahead:
             subset = self.cfg.gen_subset
-            self.evaluation = Evaluation(self.metrics[subset], subset, self._rows_ahead, self.cfg.results_path)
+            files = (subset, self._rows_ahead, self.cfg.results_path)
+            self.evaluation = Evaluation(self.metrics[subset], *files, self.conclude)
 
     def _make_generator(
         self, models: list[nn.Module], given: Any = None, seq_gen_cls: Any = None, *stock: Any, kind: str = ""
@@ -753,7 +754,8 @@ class OFATask(Interactive, FairseqTask):
                 if error is not None:  # --bad-rows report
                     logger.warning("%s", error)
                     entry = {**dict([next(iter(entry.items()))]), "error": error}
-                self.evaluation.add(number, entry, answer, sample["references"][row], self.kind_of(sample))
+                reference = sample["references"][row]
+                self.evaluation.add(number, entry, answer, reference, self.kind_of(sample), self.record(reference))
         sample["target"] = pad_right(sample["reference_tokens"], self.codec.pad)  # [B, R], for the T- line
         return hypotheses
 
@@ -834,6 +836,24 @@ class OFATask(Interactive, FairseqTask):
     def answer(self, tokens: torch.Tensor) -> str:
         """The text of a hypothesis' tokens int64[T]."""
         return self.codec.decode(tokens).strip()
+
+    def record(self, reference: Any) -> Any:
+        """What `conclude` is to know of a row's reference, as JSON can hold it; None: nothing."""
+        return None
+
+    @classmethod
+    def conclude(
+        cls, entries: Mapping[int, dict[str, Any]], records: Mapping[int, Any], subset: str, folder: Path | None
+    ) -> dict[str, float]:
+        """Metrics of a whole subset that are no sums over its rows, and files of its own; `fairseq-generate` asks once.
+
+        Args:
+            entries: of the result file, by row.
+            records: what `record` gave for each row, without the None.
+            subset: its name.
+            folder: where files go; None: nowhere.
+        """
+        return {}
 
     def entry_to(self, sample: dict[str, Any], row: int, answer: Any) -> dict[str, Any]:
         """A row's entry of the result file, the id first."""

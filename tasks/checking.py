@@ -31,7 +31,6 @@ from ..models.generation.trie import Trie
 from .answering import AnsweringBuilder, AnswerSet, token_paths
 from .base import DEFAULTS, OFATask
 from .detection import DetectionBuilder
-from .pretrain import PretrainConfig
 
 SIDE = 64  # pixels of the squares that builders make of outlines: small, and not less than reading's least side
 DECODED = 200  # pictures of a file that are decoded unless told otherwise
@@ -233,8 +232,7 @@ class Asked:
 
 def checkable() -> list[str]:
     """The tasks whose files can be checked."""
-    ours = [name for name, task in TASK_REGISTRY.items() if issubclass(task, OFATask) and name != "unify_task"]
-    return sorted({*ours, "detection"})
+    return sorted(name for name, task in TASK_REGISTRY.items() if issubclass(task, OFATask) and name != "unify_task")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -260,8 +258,8 @@ class Check:
         self.path, self.asked = path, asked
         if asked.task not in checkable():
             raise UserError(f"TASK {asked.task}: unknown to `ofa check`; choose one of {', '.join(checkable())}")
-        task = TASK_REGISTRY.get(asked.task)
-        kind = task.builder if task else DetectionBuilder
+        task = TASK_REGISTRY[asked.task]
+        kind = task.builder
         training = asked.training if asked.training is not None else not path.stem.lower().startswith(EVALUATED)
         self.report = FileReport(str(path), training)
         columns = asked.selected_cols or kind.selected["train" if training else "other"]
@@ -275,8 +273,6 @@ class Check:
             self.answer_set = self._answer_set(task, codec, cfg)
             kind = type(kind.__name__, (kind,), {"seen": AnsweringBuilder.seen})  # augments nothing
             rest.append(self.answer_set)
-        elif issubclass(kind, DetectionBuilder):
-            rest[3] = False  # would move the boxes about, and says the same of them
         self.builder: Builder = kind(*rest)
         self.codec = codec
         self.texts = [name for name in kind.columns if name not in NO_TEXT]
@@ -419,14 +415,14 @@ class Check:
             yield f"{self.path.name}:{self.store.line(index)}", picture, boxes, [text for text in texts if text]
 
 
-def _settings(name: str, task: type[OFATask] | None) -> Any:
+def _settings(name: str, task: type[OFATask]) -> Any:
     """A task's configuration as far as rows are concerned: the official defaults, and small pictures."""
-    kind = TASK_DATACLASS_REGISTRY.get(name, PretrainConfig)
+    kind = TASK_DATACLASS_REGISTRY[name]
     values = {}
     for one in fields(kind):
         value = None if not isinstance(one.default, (bool, int, float, str)) else one.default
         values[one.name] = None if isinstance(value, str) and value.startswith("${") else value
-    own: Mapping[str, Any] = {**DEFAULTS, **(task.defaults if task else {})}
+    own: Mapping[str, Any] = {**DEFAULTS, **task.defaults}
     values.update({name: value for name, value in own.items() if values.get(name) is None})
     least = {"max_image_size": 512, "max_object_length": 30, "prompt_type": "none", "noise_ratio": 0.0}
     values.update({name: value for name, value in least.items() if values.get(name) is None})

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 10
 
+Conclude = Callable[[Mapping[int, dict[str, Any]], Mapping[int, Any], str, Path | None], dict[str, float]]
+"""From entries and records by row, subset and folder to further metrics, see `OFATask.conclude`."""
+
 _latest: Evaluation | None = None  # stock hands a scorer strings only; this is where it finds the references
 
 
@@ -35,6 +38,7 @@ class Evaluation:
         subset: name of the subset, part of the file's name.
         rows: how many rows this process will see.
         folder: where `<subset>_predict.json` and `<subset>_scores.json` go; None to write nothing.
+        conclude: computes what is no sum over rows.
     """
 
     def __init__(
@@ -43,17 +47,27 @@ class Evaluation:
         subset: str,
         rows: int,
         folder: str | None,
+        conclude: Conclude,
     ):
         global _latest
         self.subset, self.rows, self.folder = subset, rows, folder
         self.tally = Tally(metrics)
         self.entries: dict[int, dict[str, Any]] = {}
+        self.records: dict[int, Any] = {}
+        self.conclude, self.more = conclude, {}
         self.started = self.reported = time.monotonic()
         _latest = self
 
-    def add(self, row: int, entry: dict[str, Any], answer: Any, reference: Any, kind: str = "") -> None:
-        """Takes one row's entry in the result file, and its answer; after the last of them the files are written."""
+    def add(
+        self, row: int, entry: dict[str, Any], answer: Any, reference: Any, kind: str = "", record: Any = None
+    ) -> None:
+        """Takes one row's entry in the result file, and its answer; after the last of them the files are written.
+
+        `record` is what `conclude` needs of the row beside its entry, as JSON can hold it; None: nothing.
+        """
         self.entries[row] = entry
+        if record is not None:
+            self.records[row] = record
         self.tally.add(answer, reference, kind)
         done, now = len(self.entries), time.monotonic()
         if done == self.rows:
@@ -65,43 +79,50 @@ class Evaluation:
 
     def result(self, name: str | None = None) -> str:
         """One metric in words; without a name the first, then the others in brackets."""
-        return in_words(self.tally, self.subset, name)
+        return in_words({**self.tally.values(), **self.more}, self.tally.rows, self.subset, name)
 
     def _finish(self) -> None:
+        folder = None if self.folder is None else Path(self.folder)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not is_shard():
+            self.more = self.conclude(self.entries, self.records, self.subset, folder)
         logger.info(self.result())
-        if self.folder is None:
+        if folder is None:
             return
-        folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
         if is_shard():
             totals = {metric.name: sums for group in self.tally.totals.values() for metric, sums in group}
-            share = {"scored": self.tally.rows, "totals": totals, "entries": self.entries}
+            share = {"scored": self.tally.rows, "totals": totals, "entries": self.entries, "records": self.records}
             write_json(folder / f"{self.subset}_share.json", share)
         else:
-            finish(self.entries, self.tally, self.subset, folder)
+            finish(self.entries, self.tally, self.more, self.subset, folder)
 
 
-def in_words(tally: Tally, subset: str, name: str | None = None) -> str:
-    """One metric of a subset in words; without a name the first, then the others in brackets."""
-    values = tally.values()
+def in_words(values: Mapping[str, float], rows: int, subset: str, name: str | None = None) -> str:
+    """One metric of a subset, of which so many rows are scored, in words; without a name the first, then the others in
+    brackets.
+    """
     first = name or next(iter(values))
-    if not tally.rows:
+    if not rows:
         return f"{first} not computed: no row of {subset} has a reference"
     others = () if name else tuple(f"{other} = {value}" for other, value in values.items() if other != first)
-    text = f"{first} = {values[first]} on {tally.rows} rows of {subset}"
+    text = f"{first} = {values[first]} on {rows} rows of {subset}"
     return f"{text} ({', '.join(others)})" if others else text
 
 
-def finish(entries: Mapping[int, dict[str, Any]], tally: Tally, subset: str, folder: Path) -> str:
+def finish(
+    entries: Mapping[int, dict[str, Any]], tally: Tally, more: Mapping[str, float], subset: str, folder: Path
+) -> str:
     """Writes the two files of a subset whose every row has its entry, and returns the metrics in words."""
     counts = {"rows": len(entries), "scored": tally.rows}
     if rejected := sum("rejected" in entry for entry in entries.values()):
         counts["rejected"] = rejected
-    write_json(folder / f"{subset}_scores.json", {**counts, **(tally.values() if tally.rows else {})})
+    values = {**tally.values(), **more}
+    write_json(folder / f"{subset}_scores.json", {**counts, **(values if tally.rows else {})})
     path = folder / f"{subset}_predict.json"
     write_json(path, [entries[row] for row in sorted(entries)])
     logger.info("wrote %d entries to %s", len(entries), path)
-    return in_words(tally, subset)
+    return in_words(values, tally.rows, subset)
 
 
 def write_json(path: Path, content: Any) -> None:

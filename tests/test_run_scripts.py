@@ -26,7 +26,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "run_scripts").glob("*.sh") if pa
 SIZES = ("nano", "tiny", "medium", "base", "large", "huge")
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2")
 TOTALS = {"caption": 128, "image_classify": 256, "ocr": 128, "snli_ve": 256, "unify_task": 8, "vqa_gen": 512}
-TOTALS |= {"gigaword": 512, "refcoco": 128, "rte": 64}
+TOTALS |= {"detection": 128, "gigaword": 512, "refcoco": 128, "rte": 64}
 
 
 def script(name, *arguments, cwd=ROOT, task="rte", **variables):

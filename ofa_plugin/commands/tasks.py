@@ -78,7 +78,7 @@ def recipe_table(size: str) -> Iterator[str]:
     """The lines of the table of recipes, each named by its script, and what that is given behind verb and size."""
     from ..tasks.glue import FORMS
 
-    recipes = ("caption", "vqa", "snli_ve", "refcoco", "image_classify", "ocr", "gigaword")
+    recipes = ("caption", "vqa", "snli_ve", "refcoco", "detection", "image_classify", "ocr", "gigaword")
     yield f"| recipe | rows | {' | '.join(SHOWN.values())} |"
     yield "|---|---|" + "---|" * len(SHOWN)
     for name in (*recipes, *(f"glue {task}" for task in FORMS), "pretrain"):

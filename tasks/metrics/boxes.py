@@ -127,3 +127,9 @@ class DetectionAP(Metric):
             best = max(best, points[index][1])
             area += best * (points[index][0] - (points[index - 1][0] if index else 0.0))
         return round(area, self.digits)
+
+
+class ObjectAP(DetectionAP):
+    """`DetectionAP` of the task that has nothing but objects."""
+
+    name = "ap50"

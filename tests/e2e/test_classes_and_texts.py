@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from pycocotools.coco import COCO
 
 from tests.helpers.cases import entries, picture
 from tests.helpers.chinese import CAPTIONS, write_wordpiece
@@ -34,7 +38,7 @@ class Case:
 
     task: str
     data: Path
-    metrics: tuple[str, str]
+    metrics: tuple[str, ...]
     own: tuple[object, ...] = ()
 
     def train(self, world, save: Path, *flags: object) -> Finished:
@@ -92,9 +96,17 @@ def cases(tmp_path_factory) -> dict[str, Case]:
     ]
     find = write_rows(root / "refcoco", regions * 2, regions)
     several = ("--several-boxes", 2, "--geometric-augment", "--selected-cols", "0,1,2,3", "--eval-acc")
+    things = [
+        (str(number), cell, f"1,1,9,9,{number},{name}&&2,2,8,8,{number},{name}")
+        for number, (cell, name) in enumerate(zip([cell for cell, _ in named], COLOURS, strict=True))
+    ]
+    detect = write_rows(root / "detection", things * 2, things)
+    (root / "names.txt").write_text("".join(f"{name}\n" for name in COLOURS))
+    objects = ("--ans2label-file", root / "names.txt", "--geometric-augment", "--eval-args", '{"max_len_b": 30}')
     of_classes = ("--ans2label-file", root / "classes.txt", "--patch-image-size", 32)
     return {
         "image_classify": Case("image_classify", classify, ("score", "top5"), of_classes),
+        "detection": Case("detection", detect, ("ap50",), objects),
         "refcoco": Case("refcoco", find, ("score", "box_f1"), several),
         "ocr": Case("ocr", read, ("acc", "ned"), ("--eval-args", '{"max_len_b": 8}')),
     }
@@ -108,7 +120,7 @@ def logged(finished: Finished, name: str) -> list[float]:
     return [float(value) for value in re.findall(rf'"valid_{name}": "([\d.]+)"', finished.output)]
 
 
-@pytest.mark.parametrize("task", ["image_classify", "ocr", "refcoco"])
+@pytest.mark.parametrize("task", ["image_classify", "ocr", "refcoco", "detection"])
 def test_one_number_from_training_validation_and_generation(world, cases, tmp_path, task):
     case, save = cases[task], tmp_path / "save"
     best = ("--best-checkpoint-metric", case.metrics[0], "--maximize-best-checkpoint-metric")
@@ -124,13 +136,17 @@ def test_one_number_from_training_validation_and_generation(world, cases, tmp_pa
     ok(case.evaluate("generate", save, "--batch-size", 8))
     assert case.numbers(save) == in_training
     printed = (tmp_path / "out" / "generate-test.txt").read_text()
-    assert re.search(rf"{case.metrics[0]} = [\d.]+ on 7 rows of test \({case.metrics[1]} = [\d.]+[,)]", printed)
+    second = case.metrics[1] if task != "detection" else "coco_ap"
+    assert re.search(rf"{case.metrics[0]} = [\d.]+ on 7 rows of test \({second} = [\d.]+[,)]", printed)
 
     found = entries(tmp_path / "out")
     if task == "refcoco":
         assert [entry["uniq_id"] for entry in found] == list(range(7))
         assert all(1 <= len(entry["boxes"]) <= 2 for entry in found)
         assert all(x0 < x1 and y0 < y1 for entry in found for x0, y0, x1, y1 in entry["boxes"])
+        return
+    if task == "detection":
+        check_objects(case, save)
         return
     if task == "ocr":
         assert [entry["image_id"] for entry in found] == [*(f"p{number}" for number in range(7)), 7]
@@ -148,6 +164,28 @@ def test_one_number_from_training_validation_and_generation(world, cases, tmp_pa
     typed = "".join(f"{number}.png\n" for number in range(8))
     spoken = ok(run("interactive", *of, stdin=typed, cwd=tmp_path, log=tmp_path / "spoken"))
     assert [line.split("\t")[2].strip() for line in spoken.lines("D-")] == answers
+
+
+def check_objects(case: Case, save: Path) -> None:
+    """Names of the set only, files that pycocotools reads, and the same from two processes."""
+    out = save.parent / "out"
+    found = entries(out)
+    assert {one["name"] for entry in found for one in entry["objects"]} <= set(COLOURS)
+    right = COCO(str(out / "test_coco_annotations.json"))
+    assert {one["name"]: one["id"] for one in right.loadCats(right.getCatIds())} == dict(
+        zip(COLOURS, range(7), strict=True)
+    )
+    told = json.loads((out / "test_coco_results.json").read_text())
+    assert len(told) == sum(len(entry["objects"]) for entry in found) > 0
+    assert right.loadRes(told) is not None and {one["image_id"] for one in told} <= set(range(7))
+    alone = {path.name: path.read_bytes() for path in out.glob("test_*.json")}
+    assert {"coco_ap", "coco_ap50", "ap50"} <= json.loads(alone["test_scores.json"]).keys()
+    command = [sys.executable, "-m", "fairseq_cli.generate", case.data, "--user-dir", USER_DIR, "--task", "detection"]
+    command += ["--cpu", "--path", save / "checkpoint_last.pt", "--gen-subset", "test", "--results-path", out]
+    command += ["--batch-size", "2", "--num-workers", "0", "--distributed-world-size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, env=environment)
+    assert {path.name: path.read_bytes() for path in out.glob("test_*.json")} == alone
 
 
 def test_the_five_likeliest_classes_are_looked_at_whatever_the_beam(world, cases, tmp_path):

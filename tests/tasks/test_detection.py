@@ -12,12 +12,14 @@ import torch
 from ofa_plugin.data import augment
 from ofa_plugin.data.boxes import LabelledBox
 from ofa_plugin.data.example import collate
-from ofa_plugin.errors import BadRow
-from ofa_plugin.tasks.detection import Detection, DetectionBuilder
+from ofa_plugin.data.image import PictureLoader
+from ofa_plugin.data.tsv import TSVStore
+from ofa_plugin.errors import BadRow, UserError
+from ofa_plugin.tasks.detection import Detection, DetectionBuilder, ObjectsBuilder
 from ofa_plugin.tasks.metrics.boxes import Detected
 from tests.helpers.cases import CASES, EXPECTED
 from tests.helpers.golden import golden, synthetic_image
-from tests.helpers.pretraining import builder_of, detection_row, task_of, write_data, write_rows
+from tests.helpers.pretraining import builder_of, configuration, detection_row, task_of, write_data, write_rows
 
 GOLDEN = golden("pretrain_examples.json")["detection"]
 JITTERS = golden("transform_large_scale_jitter.json")
@@ -288,3 +290,57 @@ def test_an_entry_lists_boxes_names_and_confidences():
         "objects": [{"box": [0.12, 1, 2, 4.0], "name": "dog", "confidence": 0.1235}],
     }
     assert Detection().entry("u", []) == {"uniq_id": "u", "objects": []}
+
+
+# The task of its own
+
+
+def of_task(world, data, *flags, **kwargs):
+    return task_of(world, data, "--task", "detection", "--max-image-size", "64", *flags, **kwargs)
+
+
+def test_pictures_have_the_size_that_was_asked_for_and_move_only_with_the_flag(codec, tmp_path):
+    path = write_rows(tmp_path / "d.tsv", detection_row("d", "0,0,20,15,7,Dog"))
+    plain = {"patch_image_size": 48, "geometric_augment": False, "names": None}
+    whole = only(builder_of(ObjectsBuilder, codec, path, **plain))
+    assert whole.image.shape == (3, 48, 48) and whole.kind == "" and whole.confidence == 1.0
+    cfg = Namespace(max_image_size=configuration().max_image_size)
+    seen = Detection().answer(codec, cfg, _said(codec, *whole.target.tolist()), whole.scale)
+    assert [one.name for one in seen] == ["Dog"] and seen[0].box == pytest.approx((0, 0, 20, 15), abs=3)  # half a bin
+    made = builder_of(ObjectsBuilder, codec, path, **{**plain, "geometric_augment": True})
+    views = [only(made, draw=np.random.default_rng(seed)) for seed in range(4)]
+    assert len({view.image.numpy().tobytes() for view in views}) > 1
+    still = builder_of(ObjectsBuilder, codec, path, training=False, **{**plain, "geometric_augment": True})
+    assert torch.equal(only(still).image, whole.image) and only(still).reference == [LabelledBox((0, 0, 20, 15), "Dog")]
+
+
+def test_names_outside_of_the_set_are_bad_rows_and_remembered_by_the_checkpoint(world, tmp_path):
+    write_rows(tmp_path / "train.tsv", detection_row("d", "0,0,20,15,7,red&&0,0,9,9,1,blue"))
+    (tmp_path / "names.txt").write_text("red\ngreen\n")
+    task = of_task(world, tmp_path, "--ans2label-file", str(tmp_path / "names.txt"))
+    assert task.cfg.ans2label_file is None and task.cfg.names == '["red", "green"]'
+    task.load_dataset("train")
+    with pytest.raises(BadRow, match="train.tsv:1: objects: 'blue' is none of the names: add it to --ans2label-file"):
+        only(task.datasets["train"].builder)
+    rules = task.rules_of("")
+    assert rules.vocabulary == len(task.codec.dictionary)
+    (tmp_path / "names.txt").write_text("a\u2581b\n")
+    with pytest.raises(UserError, match="the vocabulary cannot write"):
+        of_task(world, tmp_path, "--ans2label-file", str(tmp_path / "names.txt"))
+
+
+def test_training_needs_the_column_of_objects(codec, tmp_path):
+    path = write_rows(tmp_path / "d.tsv", detection_row()[:2])
+    for training in (True, False):
+        made = ObjectsBuilder(
+            TSVStore(path, ObjectsBuilder.columns, (0, 1), 2),
+            codec,
+            configuration(geometric_augment=False, names=None),
+            training,
+            PictureLoader(path.parent, 32),
+        )
+        if training:
+            with pytest.raises(BadRow, match="d.tsv:1: objects: no column of objects is selected"):
+                only(made)
+        else:
+            assert only(made).reference is None and only(made).target.tolist() == [codec.pad]
