@@ -13,6 +13,7 @@ VERBS = {
     "train-backbone": "train_backbone",
     "make-shapes": "make_shapes",
     "prepare": "prepare",
+    "cider-df": "cider_df",
     "tasks": "tasks",
 }
 """What the user types, and the module in this folder that does it, in the order of `ofa --help`."""
