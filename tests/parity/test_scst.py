@@ -1,4 +1,4 @@
-"""The reward and its loss against the official ones: cider_scst.json, scst.npz (fixtures/model/README.md), scst.json."""
+"""The reward and its loss against the official ones: cider_scst.json and scst.npz (described there), scst.json."""
 
 from __future__ import annotations
 
