@@ -17,7 +17,7 @@ from .cider import MAX_ORDER, Ngram, document_frequencies
 
 FORMAT = "ofa-cider-df"
 VERSION = 1
-PLAIN = {  # what the official cache names besides texts and numbers; Python 2 had `__builtin__`
+PLAIN = {  # what a pickle may name; texts and numbers need no name
     **{("builtins", kind.__name__): kind for kind in (dict, float, int, str, tuple, list)},
     ("collections", "defaultdict"): defaultdict,
 }
@@ -106,10 +106,10 @@ class _PlainUnpickler(pickle.Unpickler):
     """Makes containers, texts and numbers; whatever else a pickle names is refused before it exists."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return PLAIN[module, name]
-        except KeyError:
-            raise UserError(f"it names {module}.{name}, which a table of numbers has no use for; not read") from None
+        found = PLAIN.get(("builtins" if module == "__builtin__" else module, name))  # as Python 2 called it
+        if found is None:
+            raise UserError(f"it names {module}.{name}, which a table of numbers has no use for; not read")
+        return found
 
 
 def _checked(counts: Mapping[Any, Any], images: Any, source: str) -> Frequencies:
