@@ -32,7 +32,7 @@ case $VERB in
   train-scst)
     [[ -n ${INIT:-} ]] || usage "INIT is not set: train-scst goes on from the checkpoint of train"
     case $SIZE in # official stage 2 exists for base and large
-      nano) EACH=32 RECIPE=(--lr 1e-4 --patch-image-size 64) ;;
+      nano) EACH=32 RECIPE=(--lr 1e-5 --patch-image-size 64) ;;
       tiny | medium | base) EACH=2 RECIPE=(--lr 1e-5 --patch-image-size 480) ;;
       large | huge) EACH=2 RECIPE=(--lr 1e-5 --end-learning-rate 2e-7 --patch-image-size 480) ;;
     esac

@@ -112,7 +112,7 @@ def test_the_second_stage_of_captioning(size, tmp_path):
     assert json.loads(args.scst_args) == {"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}
     assert args.batch_size * args.update_freq[0] == 64 and (args.max_epoch, args.save_interval) == (3, 2)
     assert (args.dropout, args.encoder_drop_path_rate, args.decoder_drop_path_rate) == (0, 0, 0)
-    assert args.lr == [1e-4 if size == "nano" else 1e-5]
+    assert args.lr == [1e-5] and args.warmup_ratio == 0.06
     assert args.end_learning_rate == (2e-7 if size in ("large", "huge") else 0)
     assert args.finetune_from_model == "/1.pt" and args.best_checkpoint_metric == "cider"
     stage1 = parsed(script("caption.sh", "train", size, "/d", BPE_DIR="/b"))
