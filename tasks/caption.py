@@ -140,6 +140,7 @@ class CaptionTask(OFATask):
         """Reads the document frequencies of validation, and checks the settings of rewarded captions."""
         path, flag = self.cfg.eval_cider_cached_tokens, "--eval-cider-cached-tokens"
         self.frequencies: Frequencies | None = read_frequencies(path, flag) if path else None
+        self.cfg.eval_cider_cached_tokens = None  # evaluation of the checkpoint may lack the file
         self.reward: CIDErD | None = None
         self._sampling: tuple[nn.Module, Any] | None = None  # model, and the generator of rewarded captions
         self._scst_args = parse_settings("--scst-args", self.cfg.scst_args)
@@ -158,7 +159,7 @@ class CaptionTask(OFATask):
 
     def build_criterion(self, cfg: Any, *rest: Any) -> Any:
         """Stock's, after a look whether it is the one that `--scst` is for."""
-        if self.cfg.scst and not self.cfg.path and cfg._name != REWARD:
+        if self.cfg.scst and cfg._name != REWARD:
             raise UserError(f"--scst goes with --criterion {REWARD}, not with {cfg._name}: change one of them")
         return super().build_criterion(cfg, *rest)
 
@@ -187,17 +188,12 @@ class CaptionTask(OFATask):
         Raises:
             UserError: `--scst` is missing, or the frequencies.
         """
-        if self.cfg.path:  # fairseq-validate asks for no reward
+        if self.cfg.path:  # fairseq-validate, which asks for no reward and may lack the file
             return
         if not self.cfg.scst:
             raise UserError(f"--criterion {REWARD} needs --scst, which gives it all references of a picture: add it")
         if path:
             self.reward = CIDErD(*read_frequencies(path, "--scst-cider-cached-tokens"), end=True)
-        elif self.has_sharded_data("train"):
-            raise UserError(
-                "several training files: their frequencies must not change between epochs, so count them once with "
-                "`ofa cider-df df.json TSV...` and give --scst-cider-cached-tokens df.json"
-            )
 
     def sampled(self, model: nn.Module, sample: dict[str, Any]) -> list[list[torch.Tensor]]:
         """K captions of each picture, as the model in eval mode generates them by the settings of `--scst-args`.
@@ -234,8 +230,17 @@ class CaptionTask(OFATask):
         return [[hypothesis["tokens"] for hypothesis in beam] for beam in beams]
 
     def rewards(self, sample: dict[str, Any], captions: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-        """CIDEr-D, ends included, of K captions of each of B rows: float64[B, K]; of a row without references 0."""
+        """CIDEr-D, ends included, of K captions of each of B rows: float64[B, K]; of a row without references 0.
+
+        Raises:
+            UserError: there are several training files, and no frequencies.
+        """
         if self.reward is None:
+            if self.has_sharded_data("train"):
+                raise UserError(
+                    "several training files: their frequencies must not change between epochs, so count them once with "
+                    "`ofa cider-df df.json TSV...` and give --scst-cider-cached-tokens df.json"
+                )
             subset = self.cfg.train_subset.split(",")[0]
             dataset = self.datasets[subset]
             logger.info("document frequencies of the %d rows of %s (`ofa cider-df` keeps them)", len(dataset), subset)

@@ -180,6 +180,10 @@ def test_another_task_and_a_task_without_scst_are_refused():
     task.cfg.scst = False
     with pytest.raises(UserError, match="scst_reward_criterion needs --scst"):
         criterion_of(task)
-    task.cfg.scst, task.has_sharded_data = True, lambda split: True
+
+
+def test_frequencies_that_would_change_from_epoch_to_epoch_are_refused():
+    task = rewarded_task(beam=2)
+    task.has_sharded_data = lambda split: True
     with pytest.raises(UserError, match="several training files"):
-        criterion_of(task)
+        task.rewards(golden_batch(REFERENCES), [[torch.tensor([5, 2])] * 2] * 3)

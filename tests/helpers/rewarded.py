@@ -33,8 +33,14 @@ def decode(tokens: torch.Tensor) -> str:
 def rewarded_task(**scst_args: Any) -> CaptionTask:
     """The task as `--scst --scst-args` sets it up, without data and vocabulary files."""
     task = CaptionTask.__new__(CaptionTask)
-    given = {"scst": True, "scst_args": json.dumps(scst_args), "autocast": "none", "write_ranking": 0}
-    task.cfg = SimpleNamespace(**{**vars(CaptionConfig()), **given, "path": None, "data": "caption"})
+    given = {
+        "scst": True,
+        "scst_args": json.dumps(scst_args),
+        "autocast": "none",
+        "write_ranking": 0,
+        "constraint_range": None,
+    }
+    task.cfg = SimpleNamespace(**{**vars(CaptionConfig()), **given, "path": None})
     task.codec = SimpleNamespace(dictionary=small_dictionary(), bos=0, pad=1, decode=decode)
     task.trie, task.files = None, None
     task.has_sharded_data = lambda split: False
