@@ -31,7 +31,9 @@ FLAGS=("$@")
 PYTHON=${PYTHON:-$ROOT/.venv/bin/python}
 [[ -x $PYTHON ]] || PYTHON=$(command -v "$PYTHON" || command -v python3)
 
-SAVE=${SAVE:-$PWD/checkpoints/$(basename "$0" .sh)_$SIZE}
+STAGE= # of training in several: each in a folder of its own, since one with a checkpoint_last.pt would go on from it
+[[ $VERB != train-* ]] || STAGE=${VERB#train}
+SAVE=${SAVE:-$PWD/checkpoints/$(basename "$0" .sh)${STAGE}_$SIZE}
 RESULTS=${RESULTS:-$PWD/results/$(basename "$0" .sh)_$SIZE}
 
 # ---- where it runs ---------------------------------------------------------------------------------------------------
@@ -280,6 +282,8 @@ reason() { # reason RANK: the error that it printed, else the last line
 
 # ---- training and generating -----------------------------------------------------------------------------------------
 
+CRITERION=(--criterion adjust_label_smoothed_cross_entropy --label-smoothing 0.1) # unless a recipe has another
+
 train() { # train TASK FLAGS...: the flags every recipe shares (official run_scripts), then the task's, then the user's
   local task=$1
   shift
@@ -288,7 +292,7 @@ train() { # train TASK FLAGS...: the flags every recipe shares (official run_scr
   device
   launch fairseq_cli.train "$DATA" --user-dir "$ROOT/ofa_plugin" --task "$task" --arch "ofa_$SIZE" \
     "${VOCABULARY[@]}" ${START[@]+"${START[@]}"} "${DEVICE[@]}" --save-dir "$SAVE" \
-    --criterion adjust_label_smoothed_cross_entropy --label-smoothing 0.1 \
+    "${CRITERION[@]}" \
     --optimizer adam --adam-betas '(0.9,0.999)' --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 1.0 \
     --lr-scheduler ofa_polynomial_decay --dropout 0.1 --attention-dropout 0.0 --resnet-drop-path-rate 0.0 \
     --fixed-validation-seed 7 --num-workers 2 --log-format simple --log-interval 10 \

@@ -377,20 +377,24 @@ class OFATask(Interactive, FairseqTask):
         (store,) = opened.values()
         dataset = self.make_dataset(store, split, training, Path(store.path).parent)
         if not training and self._scores():
-            metrics_of = {"": tuple(metric() for metric in self._scores())}
+            metrics_of = {"": tuple(self.make_metric(metric) for metric in self._scores())}
             self._prepare_metrics(split, metrics_of, {"": self.references(dataset)})
         return dataset
 
-    def references(self, dataset: OFADataset) -> list[Any]:
-        """What the metrics compare answers with, of each row; of an unreadable one nothing, where that is reported.
+    def make_metric(self, metric: type[Metric]) -> Metric:
+        """A metric for the rows of one subset."""
+        return metric()
+
+    def references(self, dataset: OFADataset, training: bool = False) -> list[Any]:
+        """What the metrics compare answers with, of each row; of an unreadable one nothing, where others go on without.
 
         Raises:
-            BadRow: a row cannot be read, and `--bad-rows` is stop.
+            BadRow: a row cannot be read, and `--bad-rows` is stop (in training: `--max-bad-fraction` is 0).
         """
         rows = range(len(dataset)) if dataset.rows is None else dataset.rows.tolist()
         references = []
         for row in rows:
-            with contextlib.suppress(*((BadRow,) if self.cfg.bad_rows == "report" else ())):
+            with contextlib.suppress(*(() if self.on_bad(training) == "stop" else (BadRow,))):
                 references.append(dataset.builder.reference(dataset.builder.store[row]))
         return references
 
@@ -560,8 +564,7 @@ class OFATask(Interactive, FairseqTask):
         return self.all_metrics()
 
     def _score_batch(self, sample: dict[str, Any], model: nn.Module) -> Tally:
-        while hasattr(model, "module"):  # out of fairseq's wrapper, and of the data-parallel one inside it
-            model = model.module
+        model = unwrapped(model)
         if self._validation is None or self._validation[0] is not model:
             self._validation = model, self._make_validator(model)
         hypotheses = self._generate(self._validation[1], [model], sample)
@@ -626,15 +629,19 @@ class OFATask(Interactive, FairseqTask):
 
     # ---------------------------------------------------------------------------------------------- generation
 
-    def generation_settings(self, given: Any = None, kind: str = "") -> GenerationConfig:
+    def generation_settings(
+        self, given: Any = None, kind: str = "", chosen: dict[str, Any] | None = None
+    ) -> GenerationConfig:
         """Stock's defaults, overridden by the task's, by `--eval-args`, and by what `given` says otherwise.
 
         Args:
             given: stock's `cfg.generation`; a field that differs from stock's own default was asked for.
             kind: of the examples to generate for.
+            chosen: instead of `--eval-args`.
         """
         settings = GenerationConfig()
-        for name, value in {**self.defaults_of(kind), **self._eval_args()}.items():
+        chosen = self._eval_args() if chosen is None else chosen
+        for name, value in {**self.defaults_of(kind), **chosen}.items():
             setattr(settings, name, value)
         for item in fields(GenerationConfig):
             value = getattr(given, item.name, None)
@@ -647,20 +654,7 @@ class OFATask(Interactive, FairseqTask):
         return self.evaluation_defaults
 
     def _eval_args(self) -> dict[str, Any]:
-        try:
-            chosen = json.loads(self.cfg.eval_args or "{}")
-        except json.JSONDecodeError as error:
-            raise UserError(f"--eval-args is no JSON ({error}): write it like '{{\"beam\": 5}}'") from None
-        if not isinstance(chosen, dict):
-            raise UserError(f"--eval-args {self.cfg.eval_args} is no JSON object: write it like '{{\"beam\": 5}}'")
-        known = {item.name: item for item in fields(GenerationConfig) if item.name != "_name"}
-        for name, value in chosen.items():
-            if name not in known:
-                raise UserError(f"--eval-args: {name!r} is no setting of generation; known: {', '.join(sorted(known))}")
-            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(known[name].type)
-            if kind and type(value) is not known[name].type and not (kind == "a number" and type(value) is int):
-                raise UserError(f"--eval-args: {name} is {kind} (by default {known[name].default}), not {value!r}")
-        return chosen
+        return parse_settings("--eval-args", self.cfg.eval_args)
 
     def build_generator(
         self,
@@ -687,10 +681,16 @@ class OFATask(Interactive, FairseqTask):
             self.evaluation = Evaluation(self.metrics[subset], *files, self.conclude)
 
     def _make_generator(
-        self, models: list[nn.Module], given: Any = None, seq_gen_cls: Any = None, *stock: Any, kind: str = ""
+        self,
+        models: list[nn.Module],
+        given: Any = None,
+        seq_gen_cls: Any = None,
+        *stock: Any,
+        kind: str = "",
+        chosen: dict[str, Any] | None = None,
     ) -> Any:
-        """The generator for one kind of example, or for all where they do not differ."""
-        settings = self.generation_settings(given, kind)
+        """The generator for one kind of example, or for all where they do not differ; `chosen` as above."""
+        settings = self.generation_settings(given, kind, chosen)
         ensemble = self.ensemble_of(models, kind)
         positions = ensemble.max_decoder_positions()
         if settings.max_len_b >= positions and settings.max_len_b != GenerationConfig().max_len_b:
@@ -862,6 +862,35 @@ class OFATask(Interactive, FairseqTask):
     def entry(self, uniq_id: str | int, answer: Any) -> dict[str, Any]:
         """One entry of the official result file, the id first."""
         return {"uniq_id": uniq_id, "answer": answer}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model out of fairseq's wrapper, and of the data-parallel one inside it."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def parse_settings(flag: str, text: str | None) -> dict[str, Any]:
+    """Generation settings as a flag has them: JSON of fields of stock's `GenerationConfig`.
+
+    Raises:
+        UserError: it is no JSON object, or a setting that there is not, or of another type.
+    """
+    try:
+        chosen = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{flag} is no JSON ({error}): write it like '{{\"beam\": 5}}'") from None
+    if not isinstance(chosen, dict):
+        raise UserError(f"{flag} {text} is no JSON object: write it like '{{\"beam\": 5}}'")
+    known = {item.name: item for item in fields(GenerationConfig) if item.name != "_name"}
+    for name, value in chosen.items():
+        if name not in known:
+            raise UserError(f"{flag}: {name!r} is no setting of generation; known: {', '.join(sorted(known))}")
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(known[name].type)
+        if kind and type(value) is not known[name].type and not (kind == "a number" and type(value) is int):
+            raise UserError(f"{flag}: {name} is {kind} (by default {known[name].default}), not {value!r}")
+    return chosen
 
 
 def _value(metric: Metric, keys: tuple[str, ...], meters: Any) -> float:

@@ -103,6 +103,28 @@ def test_the_three_kinds_of_referring_expressions(kind, tmp_path):
     assert "KIND=coco: refcoco, refcocoplus or refcocog" in script("refcoco.sh", "train", "base", KIND="coco").stderr
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_second_stage_of_captioning(size, tmp_path):
+    """The official recipe: 64 an update, no dropout, five captions of each picture; stage 1 is never gone on from."""
+    given = {"INIT": "/1.pt", "BPE_DIR": "/b"}
+    args = parsed(script("caption.sh", "train-scst", size, "/d", "--save-interval", "2", **given))
+    assert args.criterion == "scst_reward_criterion" and args.scst and args.scst_cider_cached_tokens is None
+    assert json.loads(args.scst_args) == {"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}
+    assert args.batch_size * args.update_freq[0] == 64 and (args.max_epoch, args.save_interval) == (3, 2)
+    assert (args.dropout, args.encoder_drop_path_rate, args.decoder_drop_path_rate) == (0, 0, 0)
+    assert args.lr == [1e-5] and args.warmup_ratio == 0.06
+    assert args.end_learning_rate == (2e-7 if size in ("large", "huge") else 0)
+    assert args.finetune_from_model == "/1.pt" and args.best_checkpoint_metric == "cider"
+    stage1 = parsed(script("caption.sh", "train", size, "/d", BPE_DIR="/b"))
+    assert Path(args.save_dir).name == f"caption-scst_{size}" != Path(stage1.save_dir).name
+    for split in ("stage1_train", "stage2_train", "val"):
+        (tmp_path / f"caption_{split}.tsv").touch()
+    official = parsed(script("caption.sh", "train-scst", size, str(tmp_path), DF="/df.json", **given))
+    assert (official.train_subset, official.valid_subset) == ("caption_stage2_train", "caption_val")
+    assert official.scst_cider_cached_tokens == "/df.json"
+    assert "INIT is not set: train-scst goes on" in script("caption.sh", "train-scst", size, "/d", BPE_DIR="/b").stderr
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_what_follows_wins_and_spaces_survive(name):
     args = parsed(script(name, "train", "base", "/my data", "--lr", "7", "--batch-size", "3", BPE_DIR="/b p"))

@@ -15,6 +15,7 @@ VERBS = {
     "prepare": "prepare",
     "check": "check",
     "convert": "convert",
+    "cider-df": "cider_df",
     "tasks": "tasks",
     "merge": "merge",
     "average": "average",

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     register()
     print("\n".join(task_table()))
     if SCRIPTS.is_dir():
-        print(f"\nRecipes of `run_scripts/NAME.sh train {args.size}`:\n")
+        print(f"\nRecipes of `run_scripts/NAME.sh train {args.size}` (or the verb that is named):\n")
         print("\n".join(recipe_table(args.size)))
     return 0
 
@@ -78,13 +78,15 @@ def recipe_table(size: str) -> Iterator[str]:
     """The lines of the table of recipes, each named by its script, and what that is given behind verb and size."""
     from ..tasks.glue import FORMS
 
-    recipes = ("caption", "vqa", "snli_ve", "refcoco", "detection", "image_classify", "ocr", "gigaword")
+    recipes = ("caption", "caption train-scst", "vqa", "snli_ve", "refcoco")
+    recipes += ("detection", "image_classify", "ocr", "gigaword")
     yield f"| recipe | rows | {' | '.join(SHOWN.values())} |"
     yield "|---|---|" + "---|" * len(SHOWN)
     for name in (*recipes, *(f"glue {task}" for task in FORMS), "pretrain"):
         script, *more = name.split()
-        environment = {"PATH": os.environ["PATH"], "DRY": "1", "GPUS": "0", "BPE_DIR": "bpe"}
-        words = ["bash", str(SCRIPTS / f"{script}.sh"), "train", size, *more, "data"]
+        verb = more.pop(0) if name.startswith(f"{script} train-") else "train"
+        environment = {"PATH": os.environ["PATH"], "DRY": "1", "GPUS": "0", "BPE_DIR": "bpe", "INIT": "init.pt"}
+        words = ["bash", str(SCRIPTS / f"{script}.sh"), verb, size, *more, "data"]
         shown = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
         parts = shlex.split(shown)
         flags = dict(zip(parts, parts[1:], strict=False))  # each word and the next; of a flag given twice the last

@@ -71,6 +71,18 @@ def test_the_commands_of_the_page_on_tuning(world, captioner, tmp_path):
     assert (tmp_path / "results" / "test_predict.json").exists()
 
 
+@pytest.mark.slow  # two commands on one core, half a minute
+def test_the_commands_of_the_page_on_rewards(world, captioner, tmp_path):
+    (tmp_path / "data").symlink_to(world.root / "caption")
+    (tmp_path / "my-bpe").symlink_to(world.root / "bpe")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint_best.pt").symlink_to(captioner)
+    [block] = blocks("docs/rewards.md")
+    sizes = "--bpe sentencepiece --num-bins 10 --code-dict-size 8"  # of the checkpoint that stands for the first stage
+    typed(block.replace("--bpe sentencepiece", sizes), tmp_path, max_epoch="1")
+    assert (tmp_path / "rewarded" / "checkpoint_best.pt").exists()
+
+
 def test_the_commands_of_the_page_on_hydra_train_and_caption(world, tmp_path):
     (tmp_path / "run_scripts").symlink_to(ROOT / "run_scripts")
     (tmp_path / "data").symlink_to(world.root / "caption")

@@ -9,15 +9,15 @@ from ofa_plugin.data.codec import Codec
 from ofa_plugin.data.image import PictureLoader, normalise
 from ofa_plugin.data.tsv import TSVStore
 from ofa_plugin.errors import BadRow
-from ofa_plugin.tasks.caption import CaptionBuilder
+from ofa_plugin.tasks.caption import CaptionBuilder, RewardedCaptionBuilder
 from tests.helpers.chinese import write_wordpiece
 from tests.helpers.golden import golden, settings, synthetic_image
 
 
-def builder(tmp_path, codec, row, training=True, **given):
+def builder(tmp_path, codec, row, training=True, kind=CaptionBuilder, **given):
     (tmp_path / "rows.tsv").write_text("\t".join(row) + "\n", encoding="utf-8")
     store = TSVStore(str(tmp_path / "rows.tsv"), CaptionBuilder.columns)
-    return CaptionBuilder(store, codec, settings(**given), training, PictureLoader(tmp_path, 32))
+    return kind(store, codec, settings(**given), training, PictureLoader(tmp_path, 32))
 
 
 def only(made):
@@ -30,16 +30,15 @@ def only(made):
 def test_rows_match_the_official_dataset(shared, tmp_path, number):
     cases = golden("dataset_caption.json")
     case, size = cases["cases"][number], cases["image"]
-    if case["scst"]:
-        pytest.skip("reward tuning builds its rows itself")
+    kind = RewardedCaptionBuilder if case["scst"] else CaptionBuilder
     codec = Codec.build("gpt2", str(shared("bpe/gpt2")), 1000, 8192)
     row = [case["row"][0], synthetic_image(size["w"], size["h"]), case["row"][2]]
     training = case["split"] == "train"
-    example = only(builder(tmp_path, codec, row, training, max_tgt_length=case["max_tgt_length"]))
+    example = only(builder(tmp_path, codec, row, training, kind, max_tgt_length=case["max_tgt_length"]))
     expected = case["example"]
     assert example.uniq_id == expected["id"]
     assert example.source.tolist() == expected["source"]
-    shown = example.target if training else example.reference_tokens
+    shown = example.target if training and not case["scst"] else example.reference_tokens
     assert shown.tolist() == expected["target"]
     pixels = normalise(example.image[None], False)[0]
     for (channel, y, x), value in expected["patch_image"]["points"]:
@@ -83,7 +82,16 @@ def test_an_evaluated_row_without_caption_has_no_reference_and_no_target(world, 
     assert example.reference is None and example.target.tolist() == [codec.pad]
 
 
-def test_a_training_row_without_caption_is_a_bad_row(world, tmp_path):
+@pytest.mark.parametrize("kind", [CaptionBuilder, RewardedCaptionBuilder])
+def test_a_training_row_without_caption_is_a_bad_row(world, tmp_path, kind):
     codec = Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
     with pytest.raises(BadRow, match=r"rows.tsv:1: caption: "):
-        only(builder(tmp_path, codec, ["7", synthetic_image(8, 8), ""]))
+        only(builder(tmp_path, codec, ["7", synthetic_image(8, 8), ""], kind=kind))
+
+
+def test_rewarded_rows_are_one_for_each_picture_with_all_references(world, tmp_path):
+    codec = Codec.build("sentencepiece", str(world.root / "bpe"), 10, 8)
+    row = ["7", synthetic_image(8, 8), "a red circle.&&a  square!"]
+    example = only(builder(tmp_path, codec, row, kind=RewardedCaptionBuilder))
+    assert example.reference == ["a red circle", "a square"]
+    assert RewardedCaptionBuilder.selected == {"train": "1,4,2", "other": "1,4,2"}
