@@ -16,7 +16,7 @@ import stat
 import time
 from array import array
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,9 +224,9 @@ class TSVStore(Sequence):
             self._index = _find_index(self.path, self._absolute, self._descriptor())
         self._offsets = self._index.offsets
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None and self._pid == os.getpid():
-            os.close(self._fd)
+    def __del__(self, close: Callable = os.close, getpid: Callable = os.getpid) -> None:  # at exit `os` may be gone
+        if getattr(self, "_fd", None) is not None and self._pid == getpid():
+            close(self._fd)
 
 
 class _Index(NamedTuple):

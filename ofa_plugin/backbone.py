@@ -25,6 +25,7 @@ from .data.image import PictureLoader, normalise
 from .data.tsv import TSVStore
 from .errors import UserError
 from .models.ofa.resnet import RESNETS, ResNet
+from .precision import autocast_type
 from .tasks.base import PATCH_PIXELS
 from .tasks.detection import DetectionBuilder
 
@@ -43,7 +44,7 @@ class Plan(NamedTuple):
         batch_size: pictures of a step.
         lr: the highest learning rate of Adam: after the warm-up it falls linearly to nothing.
         seed: of the weights, and of what is drawn for each row.
-        autocast: type to compute in, None for 32 bits.
+        autocast: as `--autocast`.
         workers: processes that read pictures.
     """
 
@@ -53,7 +54,7 @@ class Plan(NamedTuple):
     batch_size: int
     lr: float
     seed: int
-    autocast: torch.dtype | None
+    autocast: str
     workers: int
 
 
@@ -155,6 +156,7 @@ def train_backbone(path: str | os.PathLike[str], plan: Plan, progress: Callable[
         torch.manual_seed(plan.seed)
         backbone = ResNet(plan.kind)
         reader = nn.Linear(backbone.out_channels, len(data.vocabulary))
+    kind = autocast_type(plan.autocast, device.type)
     model = nn.ModuleList([backbone, reader]).to(device)
     # Not Adam's usual 0.999: in so few steps the second moment would remember the random start until the end.
     optimiser = torch.optim.Adam(model.parameters(), lr=plan.lr, betas=(0.9, 0.98))
@@ -163,7 +165,7 @@ def train_backbone(path: str | os.PathLike[str], plan: Plan, progress: Callable[
 
     def logits(batch: Named) -> Tensor:
         pictures = normalise(batch.images.to(device))
-        with torch.autocast(device.type, plan.autocast, enabled=plan.autocast is not None):
+        with torch.autocast(device.type, kind, enabled=kind is not None):
             features = backbone(pictures)  # [B, C, S / 16, S / 16]
         picture, row, column = batch.places.to(device).unbind(1)
         return reader(features[picture, :, row, column].float())  # [N, V]

@@ -18,6 +18,11 @@ from omegaconf import II
 from torch import nn
 
 from .errors import UserError
+from .precision import computes_bf16
+
+NS_STEPS = 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x, x^3 and x^5, chosen by Jordan et al. for their slope at 0; the limit is not 1 but around it."""
 
 
 @dataclass
@@ -44,6 +49,70 @@ def mark_matrices(model: nn.Module) -> None:
             module.weight.is_matrix = True
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon, matrices of one shape together: on small ones most of the time of torch's own goes into calling.
+
+    Args:
+        params: matrices.
+        lr: the rate; a step's root mean square is 0.2 of it, as AdamW's.
+        momentum: of the gradients, looked ahead (Nesterov).
+        weight_decay: decoupled, as in AdamW.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "ns_steps": NS_STEPS})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step."""
+        for group in self.param_groups:
+            alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault((min(parameter.shape), max(parameter.shape)), []).append(parameter)
+            for (_, longer), parameters in alike.items():
+                self._move(parameters, 0.2 * longer**0.5 * group["lr"], group)
+
+    def _move(self, parameters: list[nn.Parameter], length: float, group: dict[str, Any]) -> None:
+        """Moves matrices of one shape, or its transpose, each by `length` times an orthogonal one."""
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        steps = orthogonal(torch.stack([_wide(step) for step in ahead]), group["ns_steps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for parameter, step in zip(parameters, steps, strict=True):
+            parameter.add_(step if step.shape == parameter.shape else step.t(), alpha=-length)
+
+
+def _wide(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+
+
+def orthogonal(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """All singular values brought near 1 (0.7 to 1.2) by Newton-Schulz iterations of the fifth degree (Jordan et al.).
+
+    In 16 bits where the device multiplies in them: more are not needed.
+
+    Args:
+        matrices: float[N, r, c], r <= c.
+        steps: iterations.
+
+    Returns:
+        the same shape and type.
+    """
+    x = matrices.to(torch.bfloat16 if computes_bf16(matrices.device.type) else matrices.dtype)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # no singular value is above 1
+    linear, cubic, quintic = NEWTON_SCHULZ
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+    return x.to(matrices.dtype)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon and AdamW as one; every parameter group is one of theirs.
 
@@ -56,7 +125,7 @@ class MuonAdamW(torch.optim.Optimizer):
         muon, adam = options
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **muon))
+            self.parts.append(Muon(matrices, **muon))
         if others:
             self.parts.append(torch.optim.AdamW(others, **adam))
         # the same dicts, so that a rate that is set here is theirs
@@ -84,13 +153,11 @@ class FairseqMuon(FairseqOptimizer):
     """`--optimizer muon`.
 
     Raises:
-        UserError: torch is older than 2.9, which has no Muon, or fairseq has merged all parameters into one.
+        UserError: fairseq has merged all parameters into one.
     """
 
     def __init__(self, cfg: MuonConfig, params: Iterable[nn.Parameter]):
         super().__init__(cfg)
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; take adam")
         params = list(params)
         matrices = [p for p in params if getattr(p, "is_matrix", False)]
         others = [p for p in params if not getattr(p, "is_matrix", False)]

@@ -21,7 +21,7 @@ case $SIZE in
     TOTAL=32 EACH=16 RECIPE=(--lr 1e-3 --max-update 2600 --warmup-ratio 0.03 --adam-betas '(0.9,0.98)' --dropout 0
       --patch-image-size 128 --max-image-size 128 --code-image-size 64 --no-rand-augment --mixture 8:1:1:4
       --kind-weights 'vqa=10,matching=6,grounding=3,region_caption=2,detection=4')
-    ((GPUS > 0)) || RECIPE+=(--optimizer muon --muon-lr-scale 3) # not with --fp16
+    ((GPUS > 0)) || RECIPE+=(--optimizer muon --muon-lr-scale 3 --autocast auto) # not with --fp16
     ;;
   *) TOTAL=8 EACH=8 RECIPE=("${LARGE[@]}") ;;
 esac

@@ -49,6 +49,7 @@ from ..models.ofa.checkpoint import load_backbone
 from ..models.ofa.model import OFAModel
 from ..models.ofa.packed import CHOICES as PACKED_LINEARS
 from ..models.ofa.packed import pack_linears
+from ..precision import AUTOCAST, autocast_type
 from .evaluation import Evaluation, offer_scoring, typed_id
 from .interactive import Interactive
 from .ledger import Ledger
@@ -93,7 +94,7 @@ class OFATaskConfig(FairseqDataclass):
     )
     autocast: Optional[str] = field(
         default=None,
-        metadata={"help": "bf16 or fp16: compute in 16 bits over 32-bit weights, in training and evaluation (none)"},
+        metadata={"help": "bf16, fp16 or auto (bf16 where it is fast): compute in 16 bits over 32-bit weights (none)"},
     )
     uses_ema: bool = field(
         default=False, metadata={"help": "validate, and later evaluate, the averaged weights (with --store-ema)"}
@@ -148,6 +149,8 @@ class OFATaskConfig(FairseqDataclass):
     input: str = II("interactive.input")
     gen_subset: str = II("dataset.gen_subset")
     train_subset: str = II("dataset.train_subset")
+    valid_subset: str = II("dataset.valid_subset")
+    disable_validation: bool = II("dataset.disable_validation")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")
@@ -156,7 +159,8 @@ class OFATaskConfig(FairseqDataclass):
 
 
 OWN_TO_A_RUN = {
-    *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset", "best_checkpoint_metric"),
+    *("_name", "data", "seed", "path", "results_path", "input", "gen_subset", "train_subset"),
+    *("valid_subset", "disable_validation", "best_checkpoint_metric"),
     *("max_update", "max_epoch", "update_freq"),
     *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
     *("open_ended", "write_log_probs", "write_ranking", "reject_below", "packed_linears"),
@@ -176,7 +180,6 @@ DEFAULTS = {
 BAD_ROWS = ("stop", "report")
 NO_ANSWER = "no answer"  # what the result file says where --reject-below
 MOST_NOTES = 20  # of what was put right in the data, in words
-AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -348,6 +351,11 @@ class OFATask(Interactive, FairseqTask):
             epoch: chooses among several training files.
         """
         training = not self.cfg.path and split in self.cfg.train_subset.split(",")
+        if training and split in self.cfg.valid_subset.split(",") and not self.cfg.disable_validation:
+            raise UserError(
+                f"--valid-subset {split} is trained on as well, and rows as training draws them are not scored: copy "
+                "the file under another name for --valid-subset, or give --disable-validation"
+            )
         opened = {}
         for source in self.sources(split, training, epoch):
             columns = source.selected_cols or source.builder.selected["train" if training else "other"]
@@ -548,10 +556,9 @@ class OFATask(Interactive, FairseqTask):
 
     def autocast(self, model: nn.Module) -> contextlib.AbstractContextManager:
         """The context of every forward pass: `--autocast`, or nothing."""
-        dtype = AUTOCAST[self.cfg.autocast]
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(next(model.parameters()).device.type, dtype)
+        device = next(model.parameters()).device.type
+        dtype = autocast_type(self.cfg.autocast, device)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype)
 
     @classmethod
     def all_metrics(cls) -> tuple[type[Metric], ...]:

@@ -6,6 +6,7 @@ the builder is given their outlines, sizes from their headers. A sample is decod
 
 from __future__ import annotations
 
+import contextlib
 import json
 from argparse import Namespace
 from array import array
@@ -24,20 +25,25 @@ from ..data.boxes import Box, BoxProblem, area, parse_box, parse_objects
 from ..data.builder import Builder, Row
 from ..data.codec import Codec
 from ..data.image import Header, ImageProblem, ImageReader, read_header
-from ..data.prepare.report import Progress
+from ..data.negatives import Negatives
+from ..data.prepare.report import DELAY
 from ..data.tsv import TSVStore, parse_selected_cols
 from ..errors import BadRow, UserError
 from ..models.generation.trie import Trie
+from ..progress import progress_bar
 from .answering import AnsweringBuilder, AnswerSet, token_paths
 from .base import DEFAULTS, OFATask
 from .detection import DetectionBuilder
+from .metrics.accuracy import best_answer, parse_answers
+from .pretrain import SOURCES, PretrainTask, VisionLanguageBuilder
 
 SIDE = 64  # pixels of the squares that builders make of outlines: small, and not less than reading's least side
 DECODED = 200  # pictures of a file that are decoded unless told otherwise
 SHEET = 16  # rows of a contact sheet
 EVALUATED = ("valid", "val", "dev", "test")  # how the names of files begin that are not trained on
 NAMED = 3  # lines that a note names
-NO_TEXT = ("id", "image", "box", "objects", "answers", "label", "choices")  # columns that hold something else
+NO_TEXT = ("id", "image", "box", "objects", "answers", "label", "choices")  # columns that hold something else,
+NO_TEXT += ("refs", "dataset", "type", "codes")  # and those of pretraining
 SMALL, MEDIUM = 32**2, 96**2  # square pixels, as COCO tells small, medium and large objects apart
 OFTEN = 0.1  # share of a file's boxes that lie outside from which another size of the pictures is likely
 
@@ -71,6 +77,14 @@ class Words:
         """int64[N]: the ids of bins."""
         return torch.tensor(numbers).long() + self.bin0
 
+    def codes(self, numbers: Sequence[int]) -> torch.Tensor:
+        """int64[N]: the ids of image codes."""
+        return torch.tensor(numbers).long() + self.code0
+
+    def word_starts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """bool[N]: every token begins a word, but for those around the text."""
+        return tokens >= self._first
+
 
 class Outline:
     """A picture of which only the size is known; what builders do with a picture gives black."""
@@ -83,6 +97,10 @@ class Outline:
     def resize(self, size: tuple[int, int], *_: Any, **__: Any) -> Outline:
         """Another size."""
         return Outline(tuple(size))
+
+    def crop(self, box: tuple[int, int, int, int]) -> Outline:
+        """A part of it."""
+        return Outline((box[2] - box[0], box[3] - box[1]))
 
     def tobytes(self, *_: Any) -> bytes:
         """One channel, black."""
@@ -156,6 +174,7 @@ class FileReport:
     boxes: Counter = field(default_factory=Counter)  # small, medium, large
     names: Counter = field(default_factory=Counter)  # of objects
     answers: Counter = field(default_factory=Counter)
+    examples: Counter = field(default_factory=Counter)  # of pretraining, by kind
 
     def note(self, kind: str, line: int) -> None:
         """Counts something that a run copes with."""
@@ -180,6 +199,7 @@ class FileReport:
             "boxes": self.boxes,
             "names": dict(self.names.most_common()),
             "answers": dict(self.answers.most_common()),
+            "examples": dict(self.examples),
         }
 
     def lines(self) -> Iterator[str]:
@@ -192,6 +212,8 @@ class FileReport:
                 f"  pictures: {_said(self.widths)} wide, {_said(self.heights)} high ({formats}); "
                 f"{self.decoded} of them decoded in full"
             )
+        if self.examples:
+            yield f"  examples: {', '.join(f'{count} {kind}' for kind, count in self.examples.items())}"
         for column, found in self.lengths.items():
             yield f"  {column}: {_said(found)} {self.unit}"
         if self.boxes:
@@ -216,6 +238,7 @@ class Asked:
     Attributes:
         task: as fairseq knows it.
         selected_cols, answers, codec: None: the official columns; the set beside the file, or none; words.
+        code_image_size: of pretraining, which says how many image codes a row has.
         training: whether rows are to be trained on; None: as the file's name says.
         decode: how many pictures of a file to decode; None: all.
         seed: of the samples.
@@ -227,21 +250,26 @@ class Asked:
     codec: Codec | None = None
     training: bool | None = None
     decode: int | None = DECODED
+    code_image_size: int = 128
     seed: int = 1
 
 
 def checkable() -> list[str]:
     """The tasks whose files can be checked."""
-    return sorted(name for name, task in TASK_REGISTRY.items() if issubclass(task, OFATask) and name != "unify_task")
+    return sorted(name for name, task in TASK_REGISTRY.items() if issubclass(task, OFATask))
 
 
-def files_of(path: Path) -> list[Path]:
-    """The TSVs that PATH means. Raises UserError where there is none."""
+def files_of(path: Path, task: str) -> list[Path]:
+    """The TSVs that PATH means for a task. Raises UserError where there is none."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder: give a TSV, or the folder of train.tsv, valid.tsv, ...")
     found = sorted(path.glob("*.tsv"))
+    if task == "unify_task":
+        known = [kind.file for kind in SOURCES.values()]
+        found = [folder / file for folder in (path, *sorted(path.glob("*/"))) for file in known]
+        found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"{path}: no .tsv in this folder: give a TSV, or make them with `ofa prepare`")
     return found
@@ -259,20 +287,26 @@ class Check:
         if asked.task not in checkable():
             raise UserError(f"TASK {asked.task}: unknown to `ofa check`; choose one of {', '.join(checkable())}")
         task = TASK_REGISTRY[asked.task]
-        kind = task.builder
-        training = asked.training if asked.training is not None else not path.stem.lower().startswith(EVALUATED)
+        kind, training = task.builder, not path.stem.lower().startswith(EVALUATED)
+        if issubclass(task, PretrainTask):
+            kind, training = _source(path), path.resolve().parent.name.startswith("train")
+        training = training if asked.training is None else asked.training
         self.report = FileReport(str(path), training)
         columns = asked.selected_cols or kind.selected["train" if training else "other"]
         self.store = TSVStore(path, kind.columns, parse_selected_cols(columns), kind.required)
         self.pictures = Outlines(path.resolve().parent) if "image" in kind.columns else None
         codec: Any = asked.codec or Words()
         self.report.unit = getattr(codec, "unit", "tokens")
-        cfg = _settings(asked.task, task)
+        cfg = _settings(asked, task)
         rest: list[Any] = [self.store, codec, cfg, training, self.pictures]
         if issubclass(kind, AnsweringBuilder):
             self.answer_set = self._answer_set(task, codec, cfg)
             kind = type(kind.__name__, (kind,), {"seen": AnsweringBuilder.seen})  # augments nothing
             rest.append(self.answer_set)
+        elif issubclass(kind, DetectionBuilder):
+            kind = type(kind.__name__, (kind,), {"augments": lambda _: False})  # a crop at random may lose all objects
+        elif kind is VisionLanguageBuilder:
+            rest += self._statements(kind, training)
         self.builder: Builder = kind(*rest)
         self.codec = codec
         self.texts = [name for name in kind.columns if name not in NO_TEXT]
@@ -289,40 +323,54 @@ class Check:
         paths = token_paths(answers, codec, cfg.max_tgt_length)
         return AnswerSet(frozenset(answers), Trie.from_answers(paths, codec.bos, codec.eos), file or "the answer set")
 
+    def _statements(self, kind: type[Builder], training: bool) -> tuple[tuple[str, ...], Negatives | None]:
+        """The kinds of example that rows are to give, and what false statements are made of."""
+        folder = self.path.resolve().parent.parent / "negative_sample"
+        if folder.is_dir():
+            return kind.kinds, Negatives(str(folder))
+        self.report.said.append(f"no {folder}: matching, which needs false statements, was not looked at")
+        return tuple(name for name in kind.kinds if name != "matching"), None
+
     def run(self) -> FileReport:
         """Reads every row."""
         report, store = self.report, self.store
         report.rows = len(store)
         draw = np.random.default_rng(self.asked.seed)
         chosen = self._sample(self.asked.decode, draw) if self.pictures else set()
-        progress = Progress(str(self.path), "rows", len(store))
         ids: dict[str, int] = {}
-        for index in range(len(store)):
-            progress.show(index)
-            try:
-                row = store[index]
-            except BadRow as bad:
-                report.bad.append(bad)
-                continue
-            self._note_id(ids, index, row)
-            self._measure(row)
-            if self.pictures:
-                self.pictures.seen, self.pictures.decoding = None, index in chosen
-            try:
-                examples = list(self.builder.examples(index, row, draw))
-            except BadRow as bad:
-                report.bad.append(bad)
-                examples = []
-            self._note_picture(index)
-            self._note_answers(index, row)
-            for example in examples:
-                for kind, count in example.counts.items():
-                    if count:
-                        report.note(kind.replace("_", " "), store.line(index))
-                if not report.training and example.reference is None and self.builder.reference(row) is None:
-                    report.note(UNLABELLED, store.line(index))
+        with progress_bar(len(store), "row", str(self.path), DELAY) as bar:
+            for index in range(len(store)):
+                if self.pictures:
+                    self.pictures.seen, self.pictures.decoding = None, index in chosen
+                self._look_at(index, ids, draw)
+                bar.update()
         self._conclude()
         return report
+
+    def _look_at(self, index: int, ids: dict[str, int], draw: np.random.Generator) -> None:
+        report, store = self.report, self.store
+        try:
+            row = store[index]
+        except BadRow as bad:
+            report.bad.append(bad)
+            return
+        self._note_id(ids, index, row)
+        self._measure(row)
+        try:
+            examples = list(self.builder.examples(index, row, draw))
+        except BadRow as bad:
+            report.bad.append(bad)
+            examples = []
+        self._note_picture(index)
+        self._note_answers(index, row)
+        for example in examples:
+            if example.kind:
+                report.examples[example.kind] += 1
+            for kind, count in example.counts.items():
+                if count:
+                    report.note(kind.replace("_", " "), store.line(index))
+            if not report.training and example.reference is None and self.builder.reference(row) is None:
+                report.note(UNLABELLED, store.line(index))
 
     def _sample(self, wanted: int | None, draw: np.random.Generator) -> set[int]:
         rows = len(self.store)
@@ -341,7 +389,7 @@ class Check:
     def _measure(self, row: Row) -> None:
         for column in self.texts:
             text = getattr(row, column)
-            if text is not None:
+            if text and text.strip():
                 self.report.lengths.setdefault(column, array("l")).append(len(self.codec.encode(f" {text}")))
         try:
             boxes = [parse_box(row.box)] if "box" in self.builder.columns else []
@@ -349,6 +397,8 @@ class Check:
                 objects = parse_objects(row.objects)
                 boxes = [one.box for one in objects]
                 self.report.names.update(one.name for one in objects)
+            elif isinstance(self.builder, VisionLanguageBuilder) and row.type == "visual_grounding":
+                boxes = [parse_box(row.refs)]
         except BoxProblem:
             return  # the builder names it
         for box in boxes:
@@ -368,6 +418,9 @@ class Check:
             report.note(f"pictures with {oddity}", line)
 
     def _note_answers(self, index: int, row: Row) -> None:
+        if isinstance(self.builder, VisionLanguageBuilder) and row.type == "qa":
+            with contextlib.suppress(ValueError):  # the builder names it
+                self.report.answers[best_answer(parse_answers(row.refs))] += 1
         if not isinstance(self.builder, AnsweringBuilder):
             return
         answers = self.builder.reference(row)
@@ -406,7 +459,11 @@ class Check:
                 row = self.store[index]
                 picture = self.pictures.full(row.image)
                 boxes = [parse_box(row.box)] if "box" in self.builder.columns else []
-                texts = [getattr(row, name) or "" for name in (*self.texts, "answers", "label") if hasattr(row, name)]
+                if getattr(row, "type", "") == "visual_grounding":
+                    boxes = [parse_box(row.refs)]
+                texts = [
+                    getattr(row, name) or "" for name in (*self.texts, "answers", "refs", "label") if hasattr(row, name)
+                ]
                 if isinstance(self.builder, DetectionBuilder):
                     objects = parse_objects(row.objects)
                     boxes, texts = [one.box for one in objects], [", ".join(one.name for one in objects)]
@@ -415,9 +472,17 @@ class Check:
             yield f"{self.path.name}:{self.store.line(index)}", picture, boxes, [text for text in texts if text]
 
 
-def _settings(name: str, task: type[OFATask]) -> Any:
+def _source(path: Path) -> type[Builder]:
+    """What makes the examples of one of pretraining's four files. Raises UserError where the name is none of theirs."""
+    builders = {kind.file: kind.builder for kind in SOURCES.values()}
+    if path.name not in builders:
+        raise UserError(f"{path}: the files of unify_task are called {', '.join(builders)}: give one, or their folder")
+    return builders[path.name]
+
+
+def _settings(asked: Asked, task: type[OFATask]) -> Any:
     """A task's configuration as far as rows are concerned: the official defaults, and small pictures."""
-    kind = TASK_DATACLASS_REGISTRY[name]
+    kind = TASK_DATACLASS_REGISTRY[asked.task]
     values = {}
     for one in fields(kind):
         value = None if not isinstance(one.default, (bool, int, float, str)) else one.default
@@ -426,7 +491,9 @@ def _settings(name: str, task: type[OFATask]) -> Any:
     values.update({name: value for name, value in own.items() if values.get(name) is None})
     least = {"max_image_size": 512, "max_object_length": 30, "prompt_type": "none", "noise_ratio": 0.0}
     values.update({name: value for name, value in least.items() if values.get(name) is None})
-    return Namespace(**{**values, "patch_image_size": SIDE, "code_image_size": SIDE // 2, "_name": name})
+    side = asked.code_image_size if issubclass(task, PretrainTask) else SIDE // 2
+    small = {"patch_image_size": SIDE, "code_image_size": side, "no_rand_augment": True}
+    return Namespace(**{**values, **small, "_name": asked.task})
 
 
 def _spread(numbers: array) -> dict[str, int]:

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -89,6 +89,18 @@ class Grounding(Kind):
         return {"uniq_id": uniq_id, "box": [round(corner, 2) for corner in answer or ()]}
 
 
+class Region(NamedTuple):
+    """One of several regions that a text describes.
+
+    Attributes:
+        box: in pixels of the stored picture.
+        confidence: 0..1, the mean probability (geometric) of its bins.
+    """
+
+    box: Box
+    confidence: float
+
+
 class SeveralRegions(Kind):
     """A text in, all regions that it describes out.
 
@@ -107,13 +119,19 @@ class SeveralRegions(Kind):
         """One box to `most`."""
         return Boxes(codec.bin0, codec.num_bins, codec.eos, 1, self.most)
 
-    def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> list[Box]:
+    def answer(self, codec: Codec, cfg: Any, hypothesis: Mapping[str, Any], scale: tuple[float, float]) -> list[Region]:
         """The boxes in pixels of the stored picture; none where the answer is no boxes."""
-        return read_boxes(hypothesis["tokens"], codec, cfg.max_image_size, scale)
+        boxes = read_boxes(hypothesis["tokens"], codec, cfg.max_image_size, scale)
+        sure = hypothesis["positional_scores"][: 4 * len(boxes)].view(-1, 4).mean(1).exp().tolist()
+        return [Region(*pair) for pair in zip(boxes, sure, strict=True)]
 
-    def entry(self, uniq_id: str | int, answer: Sequence[Box]) -> dict[str, Any]:
-        """The boxes in the order of the answer."""
-        return {"uniq_id": uniq_id, "boxes": [[round(corner, 2) for corner in box] for box in answer]}
+    def entry(self, uniq_id: str | int, answer: Sequence[Region]) -> dict[str, Any]:
+        """The boxes in the order of the answer, and how sure each is."""
+        return {
+            "uniq_id": uniq_id,
+            "boxes": [[round(corner, 2) for corner in region.box] for region in answer],
+            "confidences": [round(region.confidence, 4) for region in answer],
+        }
 
 
 class SaidOfRegion(Metric):
@@ -261,10 +279,15 @@ class RefcocoTask(OFATask):
         """One box, or several."""
         return self.kind.rules(self.codec)
 
-    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | list[Box] | None:
+    def answer_to(self, sample: dict[str, Any], row: int, hypothesis: dict[str, Any]) -> Box | list[Region] | None:
         """The box, or boxes, in pixels of the stored picture."""
         return self.kind.answer(self.codec, self.cfg, hypothesis, sample["scales"][row])
 
-    def entry(self, uniq_id: str | int, answer: Box | list[Box] | None) -> dict[str, Any]:
+    def judged(self, sample: dict[str, Any], row: int, hypotheses: Sequence[dict[str, Any]]) -> Box | list[Box] | None:
+        """The box, or boxes, alone."""
+        answer = super().judged(sample, row, hypotheses)
+        return [region.box for region in answer] if isinstance(answer, list) else answer
+
+    def entry(self, uniq_id: str | int, answer: Box | list[Region] | None) -> dict[str, Any]:
         """The official form, or that of several."""
         return self.kind.entry(uniq_id, answer)

@@ -20,7 +20,7 @@ from tests.helpers.small_model import small_model
 from tests.helpers.stock import USER_DIR, error_of, ok, run
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (30, 30, 230)}
-PLAN = backbone.Plan("resnet_nano", 32, 60, 8, 4e-3, seed=1, autocast=None, workers=0)
+PLAN = backbone.Plan("resnet_nano", 32, 60, 8, 4e-3, seed=1, autocast="none", workers=0)
 
 
 def coloured(number: int) -> list[str]:

@@ -8,6 +8,7 @@ target; GLUE's tasks their texts and label behind the columns that `--selected-c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from ...progress import progress_bar
 from ..answers import read_answers
 from ..text import SEPARATOR
 from .clean import answers_cell, tidy
+from .kept import KeptPictures
 from .outputs import Outputs
 from .pictures import PictureFinder, PictureStore, is_picture
 from .readers import RecordFile
-from .report import Place, Progress, Report, RowProblem
+from .report import DELAY, Place, Report, RowProblem
 from .request import FILES, Request
 from .rows import Made, RowMaker, in_order, kept_objects, named_once, objects_cell, objects_of, region_box
 from .sources import KINDS, Caption, Column, Labelled, ObjectList, Question, Region, Sources
@@ -55,7 +58,7 @@ class Places:
 class OfTask(RowMaker):
     """Rows of one file a subset."""
 
-    def __init__(self, store: PictureStore | None, places: Places, form: Form, request: Request):
+    def __init__(self, store: KeptPictures | None, places: Places, form: Form, request: Request):
         super().__init__(store)
         self.places, self.form, self.request = places, form, request
 
@@ -368,21 +371,28 @@ class _Run:
             if new_answers:
                 self.outputs.open(ANSWERS).writelines(f"{answer}\n" for answer in answers)
         root = None if request.embed_images else request.out
-        store = PictureStore(root, request.max_side, None) if form.pictures else None
-        maker = form.maker(store, places, form, request)
-        progress = Progress("writing", "pictures" if form.pictures else "texts", self.spool.count("picture"))
-        for done, made in enumerate(in_order(maker, self.spool.pictures(), request.workers), 1):
-            for place, problem in made.bad:
-                self.report.bad(place, problem)
-            for kind, place in made.changes:
-                self.report.change(kind, place)
-            cell = made.stored.cell if made.stored else ""
-            for subset, kind, before, after in made.rows:
-                self.outputs.open(self.files[subset]).writelines((before, cell, after, "\n"))
-                self.report.row(self.files[subset], kind)
-            self.names.update(dict.fromkeys(made.objects))
-            self.pictures += made.stored is not None
-            progress.show(done)
+        unit = "picture" if form.pictures else "text"
+        store = KeptPictures(PictureStore(root, request.max_side, None), request.out) if form.pictures else None
+        with (
+            store or contextlib.nullcontext(),
+            progress_bar(self.spool.count("picture"), unit, "writing", DELAY) as bar,
+        ):
+            maker = form.maker(store, places, form, request)
+            for made in in_order(maker, self.spool.pictures(), request.workers):
+                self._write(made)
+                bar.update()
+
+    def _write(self, made: Made) -> None:
+        for place, problem in made.bad:
+            self.report.bad(place, problem)
+        for kind, place in made.changes:
+            self.report.change(kind, place)
+        cell = made.stored.cell if made.stored else ""
+        for subset, kind, before, after in made.rows:
+            self.outputs.open(self.files[subset]).writelines((before, cell, after, "\n"))
+            self.report.row(self.files[subset], kind)
+        self.names.update(dict.fromkeys(made.objects))
+        self.pictures += made.stored is not None
 
     def _subsets(self) -> Callable[[int], str]:
         """The subset of each picture by its number: its place in an order drawn from the seed and its name alone."""

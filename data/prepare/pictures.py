@@ -155,6 +155,15 @@ class PictureStore:
         square, codes = self._square(image, jpeg) if self.code_side else ("", "")
         return Stored(cell, image.size, (stored[0] / width, stored[1] / height), square, codes, changes)
 
+    @property
+    def settings(self) -> tuple[str, int | None, int | None]:
+        """All that a cell depends on but the picture's file."""
+        return "" if self.root is None else os.path.abspath(self.root), self.max_side, self.code_side
+
+    def keeps_file(self, stored: Stored) -> bool:
+        """Whether a cell holds the picture's file as it is."""
+        return self.root is None and stored.scale == (1.0, 1.0)
+
     def _square(self, image: Image.Image, jpeg: bool) -> tuple[str, str]:
         """The central square with `2 * code_side` pixels, and the codes of its middle.
 

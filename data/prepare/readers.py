@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError
-from .report import Place, Progress, RowProblem, plain
+from ...progress import progress_bar
+from .report import DELAY, Place, RowProblem, plain
 
 _CHUNK = 1 << 20  # characters read at once
 _SNIFFED = 1 << 20  # bytes of a first line that are looked at; one that is longer is JSON written in one line
@@ -239,11 +240,9 @@ def _number(text: str | None) -> float | int | None:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str | RowProblem]]:
     """The lines of a file, counted from 1, ended by a newline byte and nothing else, with progress on long ones."""
-    progress, done = Progress(str(path), "bytes", os.path.getsize(path)), 0
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, progress_bar(os.path.getsize(path), "B", str(path), DELAY) as bar:
         for number, line in enumerate(file, 1):
-            done += len(line)
-            progress.show(done)
+            bar.update(len(line))
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
@@ -268,13 +267,14 @@ def _object(value: Any) -> dict[str, Any] | RowProblem:
 
 def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
     """The elements of a list, or of every list in an object, as (key, position, element); the rest is passed over."""
-    size = os.path.getsize(path)
-    progress = Progress(str(path), "bytes", size)
-    with open(path, encoding="utf-8-sig") as file:
+    with (
+        open(path, encoding="utf-8-sig") as file,
+        progress_bar(os.path.getsize(path), "B", str(path), DELAY) as bar,
+    ):
         stream = _JsonStream(file)
         if stream.take("["):
             for number, value in enumerate(stream.elements()):
-                progress.show(stream.read)
+                bar.update(stream.read - bar.n)
                 yield "", number, value
         elif stream.take("{"):
             more = not stream.take("}")
@@ -283,7 +283,7 @@ def _elements(path: Path) -> Iterator[tuple[str, int, Any]]:
                 stream.expect(":")
                 if stream.take("["):
                     for number, value in enumerate(stream.elements()):
-                        progress.show(stream.read)
+                        bar.update(stream.read - bar.n)
                         yield key, number, value
                 else:
                     stream.value()

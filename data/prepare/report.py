@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import IO, NamedTuple
 
 from ...errors import Problem
+from ...progress import say
 
 NAMED = 3  # places that the summary names of each kind of change
+DELAY = 3.0  # seconds after which a job shows how far it is
 
 
 class Place(NamedTuple):
@@ -48,7 +48,7 @@ class Report:
     def bad(self, place: Place, problem: RowProblem) -> None:
         """Names one row that is left out."""
         self.bad_rows += 1
-        print(f"{place}: {problem}", file=sys.stderr)
+        say(f"{place}: {problem}")
         cells = (place.file, place.where, problem.reason, problem.remedy)
         self.ledger.write("\t".join(plain(" ".join(cell.split())) for cell in cells) + "\n")
 
@@ -70,37 +70,3 @@ class Report:
             f"{kind}: {count} ({'; '.join(self.named[kind])}{'; ...' if count > len(self.named[kind]) else ''})"
             for kind, count in self.changes.items()
         ]
-
-
-class Progress:
-    """How far a long job is, on standard error: nothing in the first three seconds, then a line every five.
-
-    Args:
-        what: the job, for example `captions.json`.
-        unit: what is counted, in the plural.
-        total: how many there are.
-        clock: seconds.
-    """
-
-    def __init__(self, what: str, unit: str, total: int, clock=time.monotonic):
-        self.what, self.unit, self.total, self.clock = what, unit, total, clock
-        self.begin = clock()
-        self.next = self.begin + 3
-
-    def show(self, done: int) -> None:
-        """Prints a line if one is due."""
-        now = self.clock()
-        if now < self.next or not done:
-            return
-        rate = done / (now - self.begin)
-        left = max(self.total - done, 0) / rate
-        share = 100 * done // max(self.total, 1)
-        line = f"{self.what}: {done} of {self.total} {self.unit} ({share} %), {rate:.0f}/s, {_time(left)} left"
-        print(line, file=sys.stderr, flush=True)
-        self.next = now + 5
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

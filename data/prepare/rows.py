@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..boxes import BoxProblem, area, fit
 from ..text import SEPARATOR
 from .clean import box_text
-from .pictures import PictureStore, Stored
+from .pictures import Stored
 from .report import Place, RowProblem
 from .sources import LOST_OBJECTS, Object, ObjectList, Region
 from .spool import Picture
@@ -47,7 +47,7 @@ class RowMaker:
         store: makes the picture's cell; None for a task without pictures.
     """
 
-    def __init__(self, store: PictureStore | None):
+    def __init__(self, store: Callable[[str], Stored] | None):
         self.store = store
 
     def __call__(self, picture: Picture) -> Made:

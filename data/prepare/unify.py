@@ -11,12 +11,14 @@ import shlex
 from pathlib import Path
 
 from ...errors import UserError
+from ...progress import progress_bar
 from ..text import SEPARATOR
 from .clean import answers_cell
+from .kept import KeptPictures
 from .negatives import FILES, Negatives
 from .outputs import Outputs
 from .pictures import PictureFinder, PictureStore, check_code_side, is_picture
-from .report import Progress, Report
+from .report import DELAY, Report
 from .request import Request
 from .rows import Made, RowMaker, in_order, kept_objects, named_once, objects_cell, objects_of, region_box
 from .sources import KINDS, Caption, Object, ObjectList, Question, Region, Sources, dataset_name
@@ -212,23 +214,28 @@ class _Run:
         request = self.request
         root = None if request.embed_images else request.out / request.subset
         store = PictureStore(root, request.max_side, request.code_image_size if request.codes else None)
-        maker = PretrainingRows(store, request.grounding)
-        progress = Progress("writing", "pictures", self.spool.count("picture"))
-        for done, made in enumerate(in_order(maker, self.spool.pictures(), request.workers), 1):
-            for place, problem in made.bad:
-                self.report.bad(place, problem)
-            for kind, place in made.changes:
-                self.report.change(kind, place)
-            for file, kind, before, after in made.rows:
-                self._write(file, kind, before, made.stored.cell if file != IMAGE else "", after)
-            for text in made.captions:
-                self.spool.see_caption(text)
-            for name in made.objects:
-                self.negatives.add_object(name)
-            for answer, kind in made.answers:
-                self.negatives.add_answer(answer, kind)
-            self.pictures += made.stored is not None
-            progress.show(done)
+        with (
+            KeptPictures(store, request.out) as kept,
+            progress_bar(self.spool.count("picture"), "picture", "writing", DELAY) as bar,
+        ):
+            for made in in_order(PretrainingRows(kept, request.grounding), self.spool.pictures(), request.workers):
+                self._write_picture(made)
+                bar.update()
+
+    def _write_picture(self, made: Made) -> None:
+        for place, problem in made.bad:
+            self.report.bad(place, problem)
+        for kind, place in made.changes:
+            self.report.change(kind, place)
+        for file, kind, before, after in made.rows:
+            self._write(file, kind, before, made.stored.cell if file != IMAGE else "", after)
+        for text in made.captions:
+            self.spool.see_caption(text)
+        for name in made.objects:
+            self.negatives.add_object(name)
+        for answer, kind in made.answers:
+            self.negatives.add_answer(answer, kind)
+        self.pictures += made.stored is not None
 
     def _write(self, file: str, kind: str, *parts: str) -> None:
         if file not in self.files:  # --no-codes, or no boxes asked for

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="use", choices=("train", "other"), help=use)
     decode = "pictures of a file to decode in full, a number or all (default: 200 at random); others by their headers"
     parser.add_argument("--decode", metavar="N", default="200", help=decode)
+    codes = "unify_task: side of the square that has image codes, as for training (default: 128)"
+    parser.add_argument("--code-image-size", metavar="PIXELS", type=int, default=128, help=codes)
     parser.add_argument("--sheet", metavar="FILE.png", type=Path, help="a sample of the rows as a picture, boxes drawn")
     parser.add_argument("--seed", type=int, default=1, help="of the samples (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -50,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         codec=Codec.build(args.bpe, args.bpe_dir) if args.bpe_dir else None,
         training=None if args.use is None else args.use == "train",
         decode=None if args.decode == "all" else int(args.decode),
+        code_image_size=args.code_image_size,
         seed=args.seed,
     )
-    checks = [Check(path, asked) for path in files_of(args.path)]
+    checks = [Check(path, asked) for path in files_of(args.path, args.task)]
     if args.sheet and checks[0].pictures is None:
         raise UserError(f"--sheet: the rows of {args.task} have no pictures: leave it out")
     reports = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import UserError
-from .shared import progress_bar
+from ..progress import progress_bar
 
 HELP = "count the document frequencies of CIDEr-D on captions, or take them from the official cache"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from .. import __version__
 from ..errors import UserError
 from ..machine import cores
-from .shared import progress_bar, within
+from ..progress import progress_bar
+from .shared import within
 
 HELP = "draw a world of coloured shapes with captions, questions, boxes and texts for all tasks"
 

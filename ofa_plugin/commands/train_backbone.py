@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from .shared import progress_bar, within
+from ..progress import progress_bar
+from .shared import within
 
 HELP = "train a ResNet on a detection file, for training from scratch with --resnet-model-path"
 
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", metavar="N", type=int, default=32, help="pictures of a step (default: 32)")
     add("--lr", metavar="RATE", type=float, default=4e-3, help="highest learning rate (default: 4e-3)")
     add("--seed", metavar="N", type=int, default=1, help="of everything (default: 1)")
-    add("--autocast", choices=("none", "bf16"), default="none", help="bf16: faster where the processor knows it")
+    kinds = ("none", "auto", "bf16", "fp16")
+    add("--autocast", choices=kinds, default="auto", help="compute in 16 bits (default: auto, bf16 where it is fast)")
     add("--workers", metavar="N", type=int, default=1, help="processes that read pictures (default: 1)")
 
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         lr=args.lr,
         seed=args.seed,
-        autocast=torch.bfloat16 if args.autocast == "bf16" else None,
+        autocast=args.autocast,
         workers=args.workers,
     )
     with progress_bar(plan.batches, "batch", str(args.out)) as bar:

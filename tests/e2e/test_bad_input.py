@@ -59,6 +59,13 @@ def reordered(world, folder: Path) -> Path:
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_training_file_is_not_scored_under_its_own_name(world, tmp_path):
+    flags = (*world.flags("caption"), "--valid-subset", "train", "--batch-size", 4, "--save-dir", tmp_path / "save")
+    message = error_of(run("train", *flags, log=tmp_path / "log"))
+    assert "--valid-subset train is trained on as well" in message
+    assert "copy the file under another name" in message and "--disable-validation" in message
+
+
 def test_no_data_at_all(world, tmp_path):
     flags = (*world.flags("caption")[1:], "--batch-size", 2, "--save-dir", tmp_path / "save")
     message = error_of(run("train", *flags, log=tmp_path / "log"))

@@ -142,7 +142,7 @@ def test_one_number_from_training_validation_and_generation(world, cases, tmp_pa
     found = entries(tmp_path / "out")
     if task == "refcoco":
         assert [entry["uniq_id"] for entry in found] == list(range(7))
-        assert all(1 <= len(entry["boxes"]) <= 2 for entry in found)
+        assert all(1 <= len(entry["boxes"]) == len(entry["confidences"]) <= 2 for entry in found)
         assert all(x0 < x1 and y0 < y1 for entry in found for x0, y0, x1, y1 in entry["boxes"])
         return
     if task == "detection":

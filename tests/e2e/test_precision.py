@@ -52,7 +52,7 @@ def test_autocast_trains_32_bit_weights_and_evaluates_the_same_way(world, plain,
 
 def test_autocast_of_another_kind_is_refused(world, tmp_path):
     flags = (*world.flags("vqa"), *TRAIN, "--autocast", "int8", "--save-dir", tmp_path / "save")
-    assert "--autocast int8: one of none, bf16, fp16" in error_of(run("train", *flags, log=tmp_path / "log"))
+    assert "--autocast int8: one of none, auto, bf16, fp16" in error_of(run("train", *flags, log=tmp_path / "log"))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ def test_a_text_task_trains_resumes_validates_and_answers(texts, tmp_path, task)
         output = ok(run("train", data, *flags, *more, *limits, log=tmp_path / "log")).output
         return output, torch.load(tmp_path / save / "checkpoint_last.pt", weights_only=True)["model"]
 
-    _, whole = train("whole", case.updates, "--disable-validation")
+    output, whole = train("whole", case.updates, "--disable-validation")
+    losses = [float(loss) for loss in re.findall(r'"train_loss": "([\d.]+)"', output)]
+    assert losses[-1] < losses[0]
     train("parts", 5, "--disable-validation")
     output, parts = train("parts", case.updates, *best)
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
@@ -115,6 +117,9 @@ def test_a_text_task_trains_resumes_validates_and_answers(texts, tmp_path, task)
     assert all(case.asked in line for line in printed.splitlines() if line.startswith("S-"))
     if task != "gigaword":
         assert {entry["answer"] for entry in entries} <= {"yes", "no"}
+        labels = [line.rpartition("\t")[2] == "1" for line in (data / "valid.tsv").read_text().splitlines()]
+        right = [(entry["answer"] == "yes") == label for entry, label in zip(entries, labels, strict=True)]
+        assert scores["acc"] == pytest.approx(sum(right) / len(right), abs=1e-4)
         check_typed(data, common, [entry["answer"] for entry in entries], tmp_path)
 
 

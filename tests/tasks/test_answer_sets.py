@@ -27,7 +27,8 @@ def setup(world, monkeypatch, tmp_path):
         given = {"bpe": "sentencepiece", "bpe_dir": str(world.root / "bpe"), "num_bins": 10, "code_dict_size": 8}
         cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(VQAConfig), resolve=False)})
         unset = {"seed": 1, "path": None, "results_path": None, "save_dir": str(tmp_path), "input": "-"}
-        unset |= {"gen_subset": "test", "train_subset": "train", "best_checkpoint_metric": "loss", "max_update": 0}
+        unset |= {"gen_subset": "test", "train_subset": "train", "valid_subset": "valid", "disable_validation": False}
+        unset |= {"best_checkpoint_metric": "loss", "max_update": 0}
         unset |= {"max_epoch": 0, "update_freq": [1], "store_ema": False, "_name": "vqa_gen"}
         return VQATask.setup_task(OmegaConf.merge(cfg, unset, given, options))
 

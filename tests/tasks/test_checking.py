@@ -178,6 +178,43 @@ def test_the_sheet_shows_rows_with_their_boxes(tmp_path, capsys):
     )
 
 
+# ---- pretraining -----------------------------------------------------------------------------------------------------
+
+
+def test_the_four_files_of_every_subset(shapes, capsys):
+    code, lines = check(capsys, shapes.root, "unify_task", "--code-image-size", 32)
+    assert code == 0 and sum(" rows to train on, 0 bad" in line for line in lines) == 4
+    assert sum(" rows to evaluate, 0 bad" in line for line in lines) == 4 * len(("valid", "test", "unseen", "unseen"))
+    examples = dict(
+        pair.split(" ", 1)[::-1] for line in lines if line.startswith("  examples: ") for pair in line[12:].split(", ")
+    )
+    assert {"caption", "vqa", "matching", "grounding", "region_caption"} | {"text_infilling", "image_infilling"} <= set(
+        examples
+    )
+    assert any(line.startswith("  answers: ") for line in lines) and any(line.startswith("  boxes: ") for line in lines)
+
+
+def test_rows_of_pretraining_that_cannot_be_used(shapes, tmp_path, capsys):
+    train = tmp_path / "train"
+    train.mkdir()
+    for name, line, change in (
+        ("vision_language", 2, lambda cells: [*cells[:7], "qb"]),
+        ("image", 1, lambda cells: [*cells[:2], "1 2 3"]),
+        ("text", 3, lambda cells: [cells[0], " "]),
+        ("detection", 1, lambda cells: [*cells[:2], "1,2,3,red"]),
+    ):
+        rows = (shapes.root / "train" / f"{name}_examples.tsv").read_text().splitlines()[:4]
+        rows[line - 1] = "\t".join(change(rows[line - 1].split("\t")))
+        (train / f"{name}_examples.tsv").write_text("".join(f"{row}\n" for row in rows))
+    code, lines = check(capsys, tmp_path, "unify_task", "--code-image-size", 32)
+    assert code == 1 and sum(" 4 rows to train on, 1 bad" in line for line in lines) == 4
+    assert list(bad(lines, train / "text_examples.tsv")) == [3]
+    assert "type: 'qb' is unknown: write one of caption, qa" in bad(lines, train / "vision_language_examples.tsv")[2]
+    assert "codes: 3 codes, not 16" in bad(lines, train / "image_examples.tsv")[1]
+    assert "objects: " in bad(lines, train / "detection_examples.tsv")[1]
+    assert f"  no {tmp_path}/negative_sample: matching, which needs false statements, was not looked at" in lines
+
+
 # ---- the rest --------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +243,7 @@ def test_texts_are_measured_in_tokens_where_a_vocabulary_is_given(world, capsys)
         ((".", "dance"), "no .tsv in this folder"),
         (("empty.tsv", "caption"), "empty.tsv is empty: it needs at least one row"),
         (("a.tsv", "dance"), "TASK dance: unknown to `ofa check`; choose one of caption, cola"),
-        (("a.tsv", "unify_task"), "TASK unify_task: unknown to `ofa check`"),
+        (("a.tsv", "unify_task"), "a.tsv: the files of unify_task are called vision_language_examples.tsv, text_exam"),
         (("a.tsv", "caption", "--decode", "some"), "--decode some: give a number of pictures, or all"),
         (("a.tsv", "caption", "--bpe", "gpt2"), "--bpe gpt2: give its folder as --bpe-dir"),
         (("a.tsv", "caption", "--selected-cols", "0,x"), "is not a list of column numbers"),

@@ -175,10 +175,14 @@ def test_several_boxes_there_and_back(codec, tmp_path):
     example = only(made)
     assert example.reference == [(0, 0, 20, 15), (20, 15, 40.5, 30)] and example.counts == {"clamped_boxes": 1}
     kind, cfg = SeveralRegions(3), Namespace(max_image_size=32)
-    answer = kind.answer(codec, cfg, hypothesis(*example.target.tolist()), example.scale)
-    assert np.allclose(answer, [(0, 0, 20, 15), (20, 15, 40, 30)], atol=0.3)
-    assert all(metric().score(answer, example.reference) == 1.0 for metric in kind.metrics)
-    assert [len(box) for box in kind.entry(7, answer)["boxes"]] == [4, 4]
+    said = hypothesis(*example.target.tolist())
+    said["positional_scores"] = torch.tensor([0.7] * 4 + [0.2] * 4 + [1.0]).log()
+    answer = kind.answer(codec, cfg, said, example.scale)
+    boxes = [region.box for region in answer]
+    assert np.allclose(boxes, [(0, 0, 20, 15), (20, 15, 40, 30)], atol=0.3)
+    assert all(metric().score(boxes, example.reference) == 1.0 for metric in kind.metrics)
+    entry = kind.entry(7, answer)
+    assert [len(box) for box in entry["boxes"]] == [4, 4] and entry["confidences"] == [0.7, 0.2]
     assert (kind.rules(codec).least, kind.rules(codec).most, kind.settings["max_len_b"]) == (1, 3, 12)
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from ofa_plugin import cli
 from ofa_plugin.data.image import ImageReader
+from ofa_plugin.data.prepare import kept
+from ofa_plugin.data.prepare.pictures import PictureStore
 from tests.helpers.cases import CASES, EXPECTED
 from tests.helpers.own_data import SOURCES, VOC, photos, prepare, prepared, table
 from tests.helpers.prepared import coco, jsonl, picture
@@ -44,11 +46,11 @@ def test_what_is_prepared_passes_the_check_of_its_task(task, tmp_path, capsys):
 
 
 def test_the_tasks_of_prepare_are_those_of_training():
-    from ofa_plugin.data.prepare import FINETUNED
+    from ofa_plugin.data.prepare import FINETUNED, PREPARERS
     from ofa_plugin.data.prepare.finetune import FORMS
     from ofa_plugin.tasks.checking import checkable
 
-    assert set(FORMS) == set(FINETUNED) == set(checkable())
+    assert set(FORMS) == set(FINETUNED) and set(PREPARERS) == set(checkable())
 
 
 # ---- field cases -----------------------------------------------------------------------------------------------------
@@ -260,6 +262,61 @@ def test_what_a_killed_run_left_is_cleared_and_a_living_one_s_is_not(tmp_path, o
     assert prepare("cola", out, "--rows", rows) == 0
     assert "an earlier run did not finish; its 2 files are deleted" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == [".other.tmp", f".train.tsv.{living}.tmp", "train.tsv"]
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_pictures_that_it_had_made(tmp_path, out, capsys, monkeypatch):
+    """A picture that has changed since, and all of them with other settings, are made anew; the rows are the same."""
+    names = [f"{number}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        picture(tmp_path / "img" / name, 40 + number, 30)
+    rows = jsonl(tmp_path / "c.jsonl", [{"image": name, "caption": f"number {name}"} for name in names])
+    flags = ("--images", tmp_path / "img", "--captions", rows, "--max-side", 42)
+    assert prepare("caption", tmp_path / "whole", *flags) == 0
+    made, make = [], PictureStore.__call__
+    monkeypatch.setattr(kept, "TOGETHER", 1)
+
+    def spied(store, path):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(os.path.basename(path))
+        return make(store, path)
+
+    monkeypatch.setattr(PictureStore, "__call__", spied)
+    stop = 4
+    with pytest.raises(KeyboardInterrupt):
+        prepare("caption", out, *flags, "--workers", 1)
+    assert made == names[:4] and [path.name for path in out.iterdir()] == [kept.FILE]
+    picture(tmp_path / "img" / "1.png", 20, 20)
+    capsys.readouterr()
+    stop = None
+    assert prepare("caption", out, *flags, "--workers", 1) == 0
+    assert made[4:] == ["1.png", "4.png", "5.png"]
+    assert f"{out}: goes on with 4 pictures of a run that did not finish" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["train.tsv"]
+    now, then = cells(out), cells(tmp_path / "whole")
+    assert [row for row in now if row[1] != "1.png"] == [row for row in then if row[1] != "1.png"]
+    assert ImageReader(out)(now[1][4]).size == (20, 20)
+
+    stop = len(made) + 2
+    with pytest.raises(KeyboardInterrupt):
+        prepare("caption", out, *flags, "--workers", 1, "--force")
+    stop, start = None, len(made)
+    assert prepare("caption", out, *flags[:-1], 41, "--workers", 1, "--force") == 0
+    assert made[start:] == names  # made for other sides
+
+
+def test_pictures_that_were_kept_in_a_damaged_file_or_by_a_living_run_are_made_anew(tmp_path, out):
+    picture(tmp_path / "img" / "a.png", 40, 30)
+    rows = jsonl(tmp_path / "c.jsonl", [{"image": "a.png", "caption": "a"}])
+    flags = ("--images", tmp_path / "img", "--captions", rows, "--force")
+    out.mkdir()
+    (out / kept.FILE).write_bytes(b"no database" * 100)
+    assert prepare("caption", out, *flags) == 0
+    with kept.KeptPictures(PictureStore(None, None, None), out) as living:
+        living(str(tmp_path / "img" / "a.png"))
+        assert prepare("caption", out, *flags) == 0
+        assert (out / kept.FILE).exists()
+    assert not (out / kept.FILE).exists() and len(cells(out)) == 1
 
 
 def test_the_source_is_never_changed_and_huge_pictures_shrink_with_their_boxes(tmp_path, out):

@@ -2,20 +2,21 @@
 
 import io
 
-from ofa_plugin.data.prepare.report import Place, Progress, Report, RowProblem
+from ofa_plugin.data.prepare.report import Place, Report, RowProblem
+from ofa_plugin.progress import progress_bar, say
 
 
-def test_progress_says_nothing_of_a_short_job_and_a_line_every_five_seconds_of_a_long_one(capsys):
-    now = [0.0]
-    progress = Progress("writing", "pictures", 1000, clock=lambda: now[0])
-    for second in range(0, 20, 2):
-        now[0] = float(second)
-        progress.show(second * 10)
-    assert capsys.readouterr().err.splitlines() == [
-        "writing: 40 of 1000 pictures (4 %), 10/s, 1 min 36 s left",
-        "writing: 100 of 1000 pictures (10 %), 10/s, 1 min 30 s left",
-        "writing: 160 of 1000 pictures (16 %), 10/s, 1 min 24 s left",
-    ]
+def test_a_bar_says_nothing_of_a_short_job_and_how_long_a_long_one_will_take(capsys):
+    with progress_bar(10, "picture", "writing", delay=60) as bar:
+        bar.update(10)
+    assert capsys.readouterr().err == ""
+    with progress_bar(10, "picture", "writing") as bar:
+        bar.update(5)
+        bar.refresh()
+        say("a.tsv:3: something is wrong")
+    printed = capsys.readouterr().err
+    assert "writing:  50%" in printed and "5/10" in printed and "picture/s]" in printed
+    assert "a.tsv:3: something is wrong\n" in printed
 
 
 def test_a_bad_row_is_one_line_of_four_cells_whatever_its_reason_holds(capsys):
