@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import os
 import shlex
@@ -46,6 +48,14 @@ def parsed(finished):
     return arguments_of(line)
 
 
+class Arguments(argparse.Namespace):
+    """Those of a command, and the configuration that stock makes of them, a second's work, where it is asked for."""
+
+    @functools.cached_property
+    def cfg(self):
+        return convert_namespace_to_omegaconf(self.parsed)
+
+
 def arguments_of(line):
     """The same of one command; `environment` is what the command puts before it."""
     environment, words = {}, shlex.split(line)
@@ -62,8 +72,7 @@ def arguments_of(line):
         parser = options.get_generation_parser()
         parser.add_argument("--arch", default="wav2vec2")  # as fairseq-generate does
     args = options.parse_args_and_arch(parser, words)
-    args.environment, args.cfg = environment, convert_namespace_to_omegaconf(args)
-    return args
+    return Arguments(**vars(args), environment=environment, parsed=args)
 
 
 @pytest.mark.parametrize("size", SIZES)
