@@ -24,10 +24,13 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +51,8 @@ VOCABULARY, TEXT = 59457, 50000  # symbols of the released checkpoints, and thos
 STEPS = 16
 ANSWERS = 3129  # as many as VQA has
 TIMED, AT_ONCE, QUESTION = 128, 20, 10  # candidates of the baseline, in chunks of so many, behind so many tokens
-PARTS = ("loop", "closed", "candidates", "trie", "growth")
+PARTS = ("loop", "closed", "candidates", "trie", "memory", "growth")
+LIVE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # what is freed goes back at once
 
 
 def model_of(arch: str) -> OFAModel:
@@ -80,13 +84,13 @@ def answers_of(count: int) -> list[list[int]]:
     """
     draw = random.Random(3)
     words = list(dict.fromkeys(draw.randrange(4, TEXT) for _ in range(2 * count // 3)))
-    share = [1 / rank for rank in range(1, len(words) + 1)]
+    share = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
     found: set[tuple[int, ...]] = set()
     alone = iter(words)
     while len(found) < count:
         more = draw.choice((0, 0, 0, 0, 0, 0, 1, 1, 1, 2))
         word = None if more else next(alone, None)
-        found.add(tuple(draw.choices(words, share, k=more + 1)) if word is None else (word,))
+        found.add(tuple(draw.choices(words, cum_weights=share, k=more + 1)) if word is None else (word,))
     return [list(answer) for answer in sorted(found)]
 
 
@@ -312,10 +316,8 @@ class Bench:
         model, pad, bos, eos = self.model, *(getattr(self.dictionary, name)() for name in ("pad", "bos", "eos"))
         encoded = model.encoder(**{name: value[:1] for name, value in self.inputs.items()})
         question = torch.randint(4, TEXT, (QUESTION,), generator=torch.Generator().manual_seed(6)).tolist()
-        print(
-            "\n| candidates of one question | prompt | 20 at a time, wall / CPU | one pass | ratio | apart | peak MiB |"
-        )
-        print("|---|---|---|---|---|---|---|")
+        print("\n| candidates of one question | prompt | 20 at a time, wall / CPU | one pass | ratio | apart |")
+        print("|---|---|---|---|---|---|")
         for name, prompt in (("the question", [bos, *question]), ("bos", [bos])):
             scorer = AllCandidateScorer(Trie.from_answers(answers))
             prompts = torch.tensor([prompt])
@@ -348,33 +350,27 @@ class Bench:
 
             ways = {"slow": at_a_time, "fast": tree, "packed": self.packed(tree)}
             took, found = alternate(self.args.rounds, **ways)
-            with peak() as most:
-                tree()
             times = ANSWERS / TIMED
             slow = Took(took["slow"].wall * times, took["slow"].cpu * times)
             for way, title in (("fast", f"{ANSWERS:,}"), ("packed", f"{ANSWERS:,}, packed")):
                 apart = float((found["slow"] - found[way][chosen]).abs().max())
                 ratio = slow.wall / took[way].wall
-                print(f"| {title} | {name} | {slow} | {took[way]} | {ratio:.0f}x | {apart:.0e} | {most[0]:.0f} |")
+                print(f"| {title} | {name} | {slow} | {took[way]} | {ratio:.0f}x | {apart:.0e} |")
         decoded = int(scorer._decoded().sum())
         print(f"\n{TIMED} candidates were timed at a time, and multiplied; {decoded} nodes of the tree are decoded")
 
     def trie(self) -> None:
         """A step along a trie, from the decoder's features to log-probabilities."""
         whole = self._step_time()
-        print(
-            "\n| answers | built in | peak MiB | arrays, MiB | level | children | dictionaries | ours | no trie |",
-            end="",
-        )
-        print(" children alone | share of a step | apart |\n" + "|---" * 12 + "|", flush=True)
+        print("\n| answers | built in | arrays, MiB | level | children | dictionaries | ours | no trie |", end="")
+        print(" children alone | share of a step | apart |\n" + "|---" * 11 + "|", flush=True)
         for count in (ANSWERS, 10**6):
             answers = answers_of(count)
             start = time.perf_counter()
-            with peak() as most:
-                trie = Trie.from_answers(answers)
+            trie = Trie.from_answers(answers)
             built = time.perf_counter() - start
             size = sum(part.nbytes for part in (trie.keys, trie.ends, trie.first)) / 2**20
-            head = f"| {count:,} | {built:.2f} s | {most[0]:.0f} | {size:.1f}"
+            head = f"| {count:,} | {built:.2f} s | {size:.1f}"
             for level in (0, 1):
                 self._trie_step(head, trie, answers, level, whole)
         print(f"\na whole step of this search, encoder aside, takes {whole * 1e3:.1f} ms; the share is of that")
@@ -426,6 +422,26 @@ class Bench:
         share = 100 * took["mask"].wall / whole
         children = int(known.sum(1).float().mean())
         print(f"{head} | {level} | {children:,} | {steps} | {share:.1f} % | {apart:.0e} |", flush=True)
+
+    def memory(self) -> None:
+        """The most memory above what was there before, in a process whose allocator keeps nothing."""
+        if any(os.environ.get(name) != value for name, value in LIVE.items()):
+            command = [sys.executable, __file__, "--arch", self.args.arch, "--batch", "1", "--only", "memory"]
+            subprocess.run([*command, "--side", str(self.args.side)], env={**os.environ, **LIVE}, check=True)
+            return
+        print("\n| peak memory | MiB |\n|---|---|", flush=True)
+        encoded = self.model.encoder(**self.inputs)
+        prompts = torch.tensor([[self.dictionary.bos(), *range(4, 4 + QUESTION)]])
+        for count in (ANSWERS, 10**6):
+            answers = answers_of(count)
+            with peak() as most:
+                trie = Trie.from_answers(answers)
+            print(f"| building the tree of {count:,} answers | {most[0]:.0f} |", flush=True)
+            del answers
+            if count == ANSWERS:
+                with peak() as most:
+                    AllCandidateScorer(trie).edges([self.model], [encoded], prompts, 1.0)
+                print(f"| all {count:,} candidates of one question | {most[0]:.0f} |", flush=True)
 
     def growth(self) -> None:
         """How costs grow: each against the first of its row."""

@@ -284,6 +284,7 @@ class AnsweringTask(OFATask):
         wanted, settings = self.cfg.val_inference_type, self.generation_settings(given, kind)
         stock_default = GenerationConfig()
         searched = [name for name in ONLY_SEARCHED if getattr(settings, name) != getattr(stock_default, name)]
+        searched += ["mask_after_softmax"] if self.cfg.mask_after_softmax else []
         own = self.chooses() and not self.cfg.open_ended
         if own and wanted == "beamsearch":
             raise UserError("--multiple-choice scores all answers of a row: leave out --val-inference-type beamsearch")

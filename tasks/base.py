@@ -119,6 +119,10 @@ class OFATaskConfig(FairseqDataclass):
     open_ended: bool = field(
         default=False, metadata={"help": "generate freely, whatever answers, boxes or codes the task asks for"}
     )
+    mask_after_softmax: bool = field(
+        default=False,
+        metadata={"help": "search: scores among all tokens, as stock's own constrained search has them"},
+    )
     write_log_probs: bool = field(
         default=False, metadata={"help": "result file: also every token of an answer with its log-probability"}
     )
@@ -163,7 +167,7 @@ OWN_TO_A_RUN = {
     *("valid_subset", "disable_validation", "best_checkpoint_metric"),
     *("max_update", "max_epoch", "update_freq"),
     *("rebuild_batches", "persistent_workers", "save_dir", "bad_rows", "max_bad_fraction"),
-    *("open_ended", "write_log_probs", "write_ranking", "reject_below", "packed_linears"),
+    *("open_ended", "mask_after_softmax", "write_log_probs", "write_ranking", "reject_below", "packed_linears"),
     *("store_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"),
 }
 DEFAULTS = {
@@ -727,7 +731,8 @@ class OFATask(Interactive, FairseqTask):
                     len(rules),
                 )
             rules = None
-        return build_ensemble(models, rules, self.codec.pad, codes=self.writes_codes(kind))
+        options = {"codes": self.writes_codes(kind), "renormalise": not cfg.mask_after_softmax}
+        return build_ensemble(models, rules, self.codec.pad, **options)
 
     def rules_of(self, kind: str) -> Grammar | None:
         """What an answer may be; None: anything."""

@@ -48,16 +48,21 @@ class Trie(Grammar):
         self.keys = torch.cat([keys, torch.tensor([self.lost << TOKEN_BITS | eos])])
         self.ends = ends
         nodes = torch.arange(self.lost + 2, dtype=torch.int64)
-        self.first = torch.searchsorted(self.keys, nodes << TOKEN_BITS)
+        nodes <<= TOKEN_BITS  # in place, as these are the largest arrays of all
+        self.first = torch.searchsorted(self.keys, nodes)
+        del nodes
         counts = self.first.diff()
         self.levels = [0, 1]
         while self.levels[-1] < self.lost:  # to the nodes of a level lead the edges of the level above
             self.levels.append(int(self.first[self.levels[-1]]) + 1)
         self.levels.pop()
         self.widest = [int(counts[start:].max()) for start in self.levels]
-        lengths = self.depth(ends)
-        self.shortest, self.longest = int(lengths.min()) - 1, int(lengths.max()) - 1
-        self.count = len(ends.unique())
+        del counts
+        shallowest, deepest = self.depth(torch.stack(ends.aminmax())).tolist()  # nodes are numbered level by level
+        self.shortest, self.longest = shallowest - 1, deepest - 1
+        ended = torch.zeros(self.lost + 1, dtype=torch.bool)
+        ended[ends] = True
+        self.count = int(ended.sum())
         self._elsewhere: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -81,14 +86,19 @@ class Trie(Grammar):
         ends, edges, nodes = np.empty(len(lengths), np.int64), [], 1
         for level in range(int(lengths.max()) + 1):
             over = lengths[open_answers] == level
-            at = np.where(over, 0, starts[open_answers] + level)
-            found, which = np.unique(node << TOKEN_BITS | np.where(over, eos, tokens[at]), return_inverse=True)
+            node <<= TOKEN_BITS
+            node[over] |= eos
+            node[~over] |= tokens[starts[open_answers[~over]] + level]
+            found, node = np.unique(node, return_inverse=True)
             edges.append(found)
-            node = nodes + which
+            node += nodes
             nodes += len(found)
             ends[open_answers[over]] = node[over]
             open_answers, node = open_answers[~over], node[~over]
-        return cls(torch.from_numpy(np.concatenate(edges)), torch.from_numpy(ends), bos, eos)
+        del lengths, tokens, starts, open_answers, node, over
+        keys = np.concatenate(edges)
+        del edges, found
+        return cls(torch.from_numpy(keys), torch.from_numpy(ends), bos, eos)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], bos: int = 0, eos: int = 2) -> Trie:

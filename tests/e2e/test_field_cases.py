@@ -377,13 +377,8 @@ def test_fc46_generate_takes_every_data_flag_of_training(world, captioner, tmp_p
     }
     averages = {"uses_ema", "ema_eval", "use_ema_weights_to_init_param", "use_latest_weights_to_init_ema"}
     flags = {item.name for item in fields(OFATaskConfig) if not str(item.default).startswith("${")}
-    of_answers = {
-        "constraint_range",
-        "open_ended",
-        "write_log_probs",
-        "write_ranking",
-        "reject_below",
-    }  # test_scores.py
+    of_answers = {"constraint_range", "open_ended", "mask_after_softmax"}  # test_scores.py
+    of_answers |= {"write_log_probs", "write_ranking", "reject_below"}
     assert flags - own_to_a_run - averages - of_answers - {"_name"} == given.keys() | switches
     valued = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     data = CASES / "fc46" / "caption.tsv"

@@ -89,6 +89,16 @@ def test_open_ended_says_so_once_and_writes_what_is_no_answer(world, answered):
     assert "--val-inference-type allcand needs an answer set" in error_of(finished)
 
 
+def test_scores_among_all_tokens_are_lower_and_the_answers_stay_in_the_set(world, answered):
+    answers = set((world.root / "vqa" / "answers.txt").read_text().splitlines())
+    usual, *_ = answered("--val-inference-type", "beamsearch")
+    entries, *_ = answered("--mask-after-softmax")  # which means a search
+    assert {entry["answer"] for entry in entries} <= answers
+    assert all(entry["score"] < alone["score"] for entry, alone in zip(entries, usual, strict=True))
+    refused = error_of(answered("--mask-after-softmax", "--val-inference-type", "allcand"))
+    assert "--mask-after-softmax does not go with --val-inference-type allcand" in refused
+
+
 def test_a_range_keeps_every_task_inside_it(answered, captioner):
     entries, _, _ = answered("--constraint-range", "4,9", "--write-log-probs", task="caption", checkpoint=captioner)
     from ofa_plugin.tasks.base import saved_task_config  # fairseq must be there first
