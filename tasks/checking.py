@@ -40,7 +40,7 @@ from .pretrain import SOURCES, PretrainTask, VisionLanguageBuilder
 SIDE = 64  # pixels of the squares that builders make of outlines: small, and not less than reading's least side
 DECODED = 200  # pictures of a file that are decoded unless told otherwise
 SHEET = 16  # rows of a contact sheet
-EVALUATED = ("valid", "val", "dev", "test")  # how the names of files begin that are not trained on
+EVALUATED = ("valid", "val", "dev", "test", "unseen")  # how the names of files begin that are not trained on
 NAMED = 3  # lines that a note names
 NO_TEXT = ("id", "image", "box", "objects", "answers", "label", "choices")  # columns that hold something else,
 NO_TEXT += ("refs", "dataset", "type", "codes")  # and those of pretraining
@@ -287,10 +287,10 @@ class Check:
         if asked.task not in checkable():
             raise UserError(f"TASK {asked.task}: unknown to `ofa check`; choose one of {', '.join(checkable())}")
         task = TASK_REGISTRY[asked.task]
-        kind, training = task.builder, not path.stem.lower().startswith(EVALUATED)
-        if issubclass(task, PretrainTask):
-            kind, training = _source(path), path.resolve().parent.name.startswith("train")
-        training = training if asked.training is None else asked.training
+        kind, named = task.builder, path.stem
+        if issubclass(task, PretrainTask):  # the folder is the subset
+            kind, named = _source(path), path.resolve().parent.name
+        training = not named.lower().startswith(EVALUATED) if asked.training is None else asked.training
         self.report = FileReport(str(path), training)
         columns = asked.selected_cols or kind.selected["train" if training else "other"]
         self.store = TSVStore(path, kind.columns, parse_selected_cols(columns), kind.required)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from fairseq.search import DiverseBeamSearch, DiverseSiblingsSearch, Sampling
 from omegaconf import OmegaConf
 
 from ofa_plugin.models.generation import ConstrainedGenerator, Trie, build_ensemble, constraints
@@ -58,6 +59,25 @@ def test_beams_that_share_a_source_find_what_rows_of_their_own_find(options, ens
     finally:
         for model in models:
             model.decoder.need_attn = False
+
+
+STRATEGIES = {
+    "diverse groups": lambda: DiverseBeamSearch(small_dictionary(), num_groups=2, diversity_strength=0.5),
+    "diverse siblings": lambda: DiverseSiblingsSearch(small_dictionary(), diversity_rate=0.5),
+    "the likeliest three": lambda: Sampling(small_dictionary(), sampling_topk=3),
+    "nine tenths": lambda: Sampling(small_dictionary(), sampling_topp=0.9),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_of_stocks_finds_what_it_finds_with_rows_of_their_own(name):
+    found = []
+    for shares in (True, False):
+        torch.manual_seed(3)  # of what is sampled
+        found.append(searched([small_model()], shares=shares, beam_size=4, search_strategy=STRATEGIES[name]()))
+    assert [[h["tokens"].tolist() for h in beam] for beam in found[0]] == [
+        [h["tokens"].tolist() for h in beam] for beam in found[1]
+    ]
 
 
 def test_a_sentence_is_encoded_for_the_decoder_once_and_stays_where_it_is(monkeypatch):
