@@ -383,10 +383,7 @@ class _Run:
                 bar.update()
 
     def _write(self, made: Made) -> None:
-        for place, problem in made.bad:
-            self.report.bad(place, problem)
-        for kind, place in made.changes:
-            self.report.change(kind, place)
+        made.tell(self.report)
         cell = made.stored.cell if made.stored else ""
         for subset, kind, before, after in made.rows:
             self.outputs.open(self.files[subset]).writelines((before, cell, after, "\n"))

@@ -14,7 +14,7 @@ from ..boxes import BoxProblem, area, fit
 from ..text import SEPARATOR
 from .clean import box_text
 from .pictures import Stored
-from .report import Place, RowProblem
+from .report import Place, Report, RowProblem
 from .sources import LOST_OBJECTS, Object, ObjectList, Region
 from .spool import Picture
 
@@ -38,6 +38,13 @@ class Made:
     captions: list[str] = field(default_factory=list)
     objects: list[str] = field(default_factory=list)
     answers: list[tuple[str, str]] = field(default_factory=list)
+
+    def tell(self, report: Report) -> None:
+        """Names the bad rows, and counts the changes."""
+        for place, problem in self.bad:
+            report.bad(place, problem)
+        for kind, place in self.changes:
+            report.change(kind, place)
 
 
 class RowMaker:

@@ -223,10 +223,7 @@ class _Run:
                 bar.update()
 
     def _write_picture(self, made: Made) -> None:
-        for place, problem in made.bad:
-            self.report.bad(place, problem)
-        for kind, place in made.changes:
-            self.report.change(kind, place)
+        made.tell(self.report)
         for file, kind, before, after in made.rows:
             self._write(file, kind, before, made.stored.cell if file != IMAGE else "", after)
         for text in made.captions:
