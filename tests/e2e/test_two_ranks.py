@@ -20,12 +20,17 @@ def weights(save: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(("running_mean", "running_var"))}
 
 
-def difference(one: Path, two: Path, leave: tuple[str, ...] = ()) -> float:
-    """The largest between the parameters of two checkpoints."""
+def differences(one: Path, two: Path, leave: tuple[str, ...] = ()) -> torch.Tensor:
+    """Those between the parameters of two checkpoints, float[N]."""
     first, second = weights(one), weights(two)
     assert first.keys() == second.keys()
     names = [name for name in first if first[name].is_floating_point() and not name.endswith(leave)]
-    return max(float((first[name] - second[name]).abs().max()) for name in names)
+    return torch.cat([(first[name] - second[name]).abs().flatten() for name in names])
+
+
+def difference(one: Path, two: Path, leave: tuple[str, ...] = ()) -> float:
+    """The largest between the parameters of two checkpoints."""
+    return float(differences(one, two, leave).max())
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,10 @@ def test_with_a_frozen_resnet_two_ranks_are_the_doubled_batch(world, tmp_path, o
     ok(run("train", *flags, "--batch-size", 48, "--save-dir", tmp_path / "one", log=tmp_path / "log"))
     for rank in run_ranks("train", *flags, "--batch-size", 24, "--save-dir", tmp_path / "two", log=tmp_path / "log"):
         ok(rank)
-    assert 0 < difference(tmp_path / "one", tmp_path / "two", leave) <= 1e-5
+    apart = differences(tmp_path / "one", tmp_path / "two", leave)
+    assert 0 < float(apart.max()) <= (1e-5 if "sgd" in optimizer else 3e-3)
+    # Adam makes full steps along gradients that are rounding and nothing else: a weight in ten thousand has such ones
+    assert float((apart > 1e-5).float().mean()) < 1e-3
 
 
 def test_synchronised_normalisation_is_refused_on_cpu(world, tmp_path):

@@ -232,7 +232,7 @@ def test_texts_are_measured_in_tokens_where_a_vocabulary_is_given(world, capsys)
     flags = ("--bpe", "sentencepiece", "--bpe-dir", world.root / "bpe")
     code, lines = check(capsys, world.root / "caption", "caption", *flags)
     assert code == 0 and any(re.match(r"  caption: \d+ to \d+ \(median \d+\) tokens", line) for line in lines)
-    assert sum(" rows to evaluate, 0 bad" in line for line in lines) == 2  # valid and test
+    assert sum(" rows to evaluate, 0 bad" in line for line in lines) == 4  # valid, test, and both unseen
 
 
 @pytest.mark.parametrize(
