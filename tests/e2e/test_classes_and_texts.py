@@ -194,7 +194,7 @@ def written(out: Path) -> dict[str, object]:
 
 
 def close(one: object, other: object) -> bool:
-    """Whether two values of JSON are the same but for the last digits of numbers, which the size of a batch may change."""
+    """Whether two values of JSON are the same but for the last digits of numbers, which the size of a batch changes."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(close(value, other[name]) for name, value in one.items())
     if isinstance(one, list) and isinstance(other, list):
