@@ -18,7 +18,7 @@ from ..data.text import SEPARATOR, strip_punctuation
 from ..errors import UserError
 from .base import OFATask, OFATaskConfig, parse_settings, unwrapped
 from .metrics.base import Metric
-from .metrics.bleu import BLEU
+from .metrics.bleu import BLEU, BLEU1, BLEU2, BLEU3
 from .metrics.cider import CIDErD
 from .metrics.frequencies import Frequencies, read_frequencies
 from .metrics.rouge import ROUGEL
@@ -54,7 +54,9 @@ class CaptionConfig(OFATaskConfig):
     )
     eval_bleu: bool = field(
         default=False,
-        metadata={"help": "log bleu4 and rouge_l beside cider (on by itself when one of them selects the best)"},
+        metadata={
+            "help": "log bleu1 to bleu4 and rouge_l beside cider (on by itself when one of them selects the best)"
+        },
     )
     eval_cider_cached_tokens: Optional[str] = field(
         default=None,
@@ -132,7 +134,7 @@ class CaptionTask(OFATask):
 
     builder = CaptionBuilder
     metric = CIDErD
-    more_metrics = (BLEU, ROUGEL)
+    more_metrics = (BLEU1, BLEU2, BLEU3, BLEU, ROUGEL)
     evaluation_defaults = {"beam": 5, "max_len_b": 16, "no_repeat_ngram_size": 3}
     own_to_a_run = ("eval_cider_cached_tokens", "scst", "scst_args")
 

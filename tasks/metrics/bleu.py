@@ -1,15 +1,14 @@
-"""BLEU-4 of a corpus (Papineni et al. 2002), as COCO counts it for captions."""
+"""BLEU-1 to 4 of a corpus (Papineni et al. 2002), as COCO counts it for captions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from sacrebleu.metrics.bleu import BLEU as SacreBLEU
 
 from .base import Metric
 from .tokens import tokenize
-
-ORDER = 4
 
 
 class BLEU(Metric):
@@ -20,11 +19,12 @@ class BLEU(Metric):
     """
 
     name = "bleu4"
-    width = 2 + 2 * ORDER  # our words, reference words; matching, then possible n-grams for n = 1..4
+    order: ClassVar[int] = 4  # words of the longest n-grams
+    width = 2 + 2 * order  # our words, reference words; matching, then possible n-grams for n = 1, 2, ...
 
     def __init__(self) -> None:
         # effective_order stops sacrebleu's advice, on every row, about scores of single sentences; counts are the same
-        self.counter = SacreBLEU(tokenize="none", force=True, effective_order=True, max_ngram_order=ORDER)
+        self.counter = SacreBLEU(tokenize="none", force=True, effective_order=True, max_ngram_order=self.order)
 
     def sums(self, hypothesis: str, reference: Sequence[str]) -> tuple[float, ...]:
         """A row's lengths and n-gram counts.
@@ -38,10 +38,29 @@ class BLEU(Metric):
         return tuple(map(float, (row.sys_len, row.ref_len, *row.counts, *row.totals)))
 
     def value(self, *sums: float) -> float:
-        """BLEU-4, 0..1, of the counts of all rows."""
+        """0..1, of the counts of all rows."""
         ours, theirs, *counts = (round(number) for number in sums)
-        score = SacreBLEU.compute_bleu(counts[:ORDER], counts[ORDER:], ours, theirs, max_ngram_order=ORDER).score
+        matching, possible = counts[: self.order], counts[self.order :]
+        score = SacreBLEU.compute_bleu(matching, possible, ours, theirs, max_ngram_order=self.order).score
         return round(score / 100, self.digits)
+
+
+class BLEU1(BLEU):
+    """Of single words."""
+
+    name, order, width = "bleu1", 1, 4
+
+
+class BLEU2(BLEU):
+    """Of one and two words in a row."""
+
+    name, order, width = "bleu2", 2, 6
+
+
+class BLEU3(BLEU):
+    """Of one to three words in a row."""
+
+    name, order, width = "bleu3", 3, 8
 
 
 def words(caption: str) -> str:

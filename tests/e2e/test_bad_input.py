@@ -286,7 +286,7 @@ def test_an_unknown_metric_to_choose_by_is_named_with_those_there_are(world, tmp
     command = ("train", *world.flags("caption"), "--batch-size", 16, "--max-update", 1, "--num-workers", 0)
     limits = ("--lr-scheduler", "fixed", "--best-checkpoint-metric", "ciderr", "--save-dir", tmp_path / "save")
     message = error_of(run(*command, *limits, log=tmp_path / "train.log"))
-    assert "--best-checkpoint-metric ciderr: validation logs bleu4, bsz, cider, loss" in message
+    assert "--best-checkpoint-metric ciderr: validation logs bleu1, bleu2, bleu3, bleu4, bsz, cider, loss" in message
 
 
 def test_an_unknown_metric_to_choose_by_is_named_in_a_resumed_run_too(world, tmp_path):
@@ -295,7 +295,9 @@ def test_an_unknown_metric_to_choose_by_is_named_in_a_resumed_run_too(world, tmp
     command += ("--save-dir", tmp_path / "save")
     ok(run(*command, "--max-update", 1, log=tmp_path / "train.log"))
     finished = run(*command, "--max-update", 2, "--best-checkpoint-metric", "ciderr", log=tmp_path / "train.log")
-    assert "--best-checkpoint-metric ciderr: validation logs bleu4, bsz, cider, loss" in error_of(finished)
+    assert "--best-checkpoint-metric ciderr: validation logs bleu1, bleu2, bleu3, bleu4, bsz, cider, loss" in error_of(
+        finished
+    )
 
 
 @pytest.mark.parametrize("flag", ["--batch-size", "--max-tgt-length", "--max-src-length", "--patch-image-size"])

@@ -175,7 +175,10 @@ def test_fc31_one_image_has_no_cider(captioner, tmp_path):
     [entry] = entries(tmp_path / "first")
     (tmp_path / "perfect.tsv").write_text(caption_row(1, entry["caption"]))
     finished = ok(generate(tmp_path / "perfect.tsv", captioner, tmp_path / "second", *longer))
-    assert "cider = 0.0 on 1 rows of test (bleu4 = 1.0, rouge_l = 1.0)" in finished.output
+    assert (
+        "cider = 0.0 on 1 rows of test (bleu1 = 1.0, bleu2 = 1.0, bleu3 = 1.0, bleu4 = 1.0, rouge_l = 1.0)"
+        in finished.output
+    )
 
 
 def test_fc33_results_are_in_the_order_of_the_file(answerer, tmp_path):

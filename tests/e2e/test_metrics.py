@@ -49,10 +49,13 @@ def validate(rows, captioner, world, tmp_path):
     return trained
 
 
+REST = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l")  # what there is beside CIDEr-D
+
+
 def values(output: str, prefix: str = "valid_") -> dict[str, str]:
     """Name to value of the captions' metrics in the last validation of a run, as they are printed."""
     [*_, last] = [line for line in output.splitlines() if f'"{prefix}loss"' in line]
-    return dict(re.findall(rf'"{prefix}(cider|bleu4|rouge_l)": "([\d.]+)"', last))
+    return dict(re.findall(rf'"{prefix}(cider|bleu[1-4]|rouge_l)": "([\d.]+)"', last))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +63,8 @@ def values(output: str, prefix: str = "valid_") -> dict[str, str]:
     [
         ((), []),
         (("--eval-cider",), ["cider"]),
-        (("--eval-bleu",), ["cider", "bleu4", "rouge_l"]),
-        (("--eval-cider", "--eval-bleu"), ["cider", "bleu4", "rouge_l"]),
+        (("--eval-bleu",), ["cider", *REST]),
+        (("--eval-cider", "--eval-bleu"), ["cider", *REST]),
         (("--best-checkpoint-metric", "cider"), ["cider"]),
     ],
     ids=lambda value: " ".join(value) or "nothing",
@@ -80,7 +83,8 @@ def test_any_metric_selects_the_best_and_generate_agrees(validate, rows, tmp_pat
     written = ok(generate(rows, best, tmp_path / "out", "--batch-size", 3)).output  # --eval-args are the checkpoint's
     scores = json.loads((tmp_path / "out" / "test_scores.json").read_text())
     assert scores == {"rows": 13, "scored": 12, **{name: float(value) for name, value in logged.items()}}
-    in_words = "cider = {cider} on 12 rows of test (bleu4 = {bleu4}, rouge_l = {rouge_l})".format(**scores)
+    rest = ", ".join(f"{name} = {scores[name]}" for name in REST)
+    in_words = f"cider = {scores['cider']} on 12 rows of test ({rest})"
     assert in_words in written
     printed = (tmp_path / "out" / "generate-test.txt").read_text()
     assert printed.endswith(f"Generate test with beam=5: {in_words}\n")
@@ -93,7 +97,7 @@ def test_any_metric_selects_the_best_and_generate_agrees(validate, rows, tmp_pat
     assert values(ok(checked).output, "test_") == logged
 
 
-@pytest.mark.parametrize("name", ["ofa", "cider", "bleu4", "rouge_l"])
+@pytest.mark.parametrize("name", ["ofa", "cider", "bleu1", "bleu4", "rouge_l"])
 def test_each_metric_is_a_scoring(rows, captioner, tmp_path, name):
     ok(generate(rows, captioner, tmp_path / "out", "--min-len", LONG, "--scoring", name))
     scores = json.loads((tmp_path / "out" / "test_scores.json").read_text())
@@ -105,7 +109,7 @@ def test_each_metric_is_a_scoring(rows, captioner, tmp_path, name):
 
 def test_a_scoring_of_another_task_names_those_of_this_one(rows, captioner, tmp_path):
     finished = generate(rows, captioner, tmp_path / "out", "--scoring", "vqa_score")
-    assert "--scoring vqa_score: this task reports cider, bleu4, rouge_l; leave" in error_of(finished)
+    assert f"--scoring vqa_score: this task reports cider, {', '.join(REST)}; leave" in error_of(finished)
 
 
 def test_two_workers_log_what_one_does(validate):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ofa_plugin.tasks.base import OFATask
 from ofa_plugin.tasks.caption import CaptionTask
-from ofa_plugin.tasks.metrics import BLEU, ROUGEL, CIDErD, Metric, Tally, VQAScore
+from ofa_plugin.tasks.metrics import BLEU, BLEU1, BLEU2, BLEU3, ROUGEL, CIDErD, Metric, Tally, VQAScore
 
 captions = st.lists(st.sampled_from("a dog cat runs the over red".split()), max_size=9).map(" ".join)
 rows = st.lists(st.tuples(captions, st.none() | st.lists(captions, min_size=1, max_size=4)), min_size=1, max_size=12)
@@ -51,7 +51,7 @@ def test_no_rows_are_worth_nothing():
 
 
 def test_the_first_metric_is_the_one_a_task_is_judged_by():
-    assert CaptionTask.all_metrics() == (CIDErD, BLEU, ROUGEL)
+    assert CaptionTask.all_metrics() == (CIDErD, BLEU1, BLEU2, BLEU3, BLEU, ROUGEL)
 
 
 def test_every_metric_of_a_task_is_a_scoring_and_stocks_stay_stocks():

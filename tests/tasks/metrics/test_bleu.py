@@ -1,4 +1,4 @@
-"""Corpus BLEU-4."""
+"""Corpus BLEU-1 to 4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from ofa_plugin.tasks.metrics import BLEU, Tally
+from ofa_plugin.tasks.metrics import BLEU, BLEU1, BLEU2, BLEU3, Tally
 
 
 def bleu(*rows) -> float:
@@ -35,6 +35,12 @@ def test_a_corpus_by_hand():
     expected = math.exp(1 - (7 + 6) / (6 + 6)) * math.prod(precisions) ** 0.25
     assert bleu(*rows) == round(expected, 4) == bleu(*reversed(rows))
     assert bleu(rows[0]) == 0
+    tally = Tally([BLEU1(), BLEU2(), BLEU3()])
+    for hypothesis, references in rows:
+        tally.add(hypothesis, references)
+    brevity = math.exp(1 - (7 + 6) / (6 + 6))
+    shorter = {f"bleu{n}": round(brevity * math.prod(precisions[:n]) ** (1 / n), 4) for n in (1, 2, 3)}
+    assert tally.values() == shorter
 
 
 def test_rows_may_have_any_number_of_references():
