@@ -22,7 +22,7 @@ def test_generation_finds_what_its_baselines_find():
     assert finished.returncode == 0, finished.stderr[-3000:]
     searched = re.findall(r"\| (\d) of 2, scores within (\S+) \|", finished.stdout)
     assert len(searched) == 7 and all(equal == "2" and float(apart) < 1e-4 for equal, apart in searched)
-    candidates = re.findall(r"x \| (\S+) \| \d+ \|$", finished.stdout, re.M)
+    candidates = re.findall(r"x \| (\de-\d+) \|$", finished.stdout, re.M)
     assert len(candidates) == 4 and all(float(apart) <= 2e-5 for apart in candidates)
     steps = re.findall(r"% \| (\S+) \|$", finished.stdout, re.M)
     assert len(steps) == 4 and all(float(apart) < 1e-5 for apart in steps)
