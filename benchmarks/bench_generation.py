@@ -245,18 +245,9 @@ class Bench:
             self.resnet._folded = self.folded
 
     @contextlib.contextmanager
-    def encoded(self) -> Iterator[None]:
-        """The encoder has run already."""
-        out = self.model.encoder(**self.inputs)
-        self.model.encoder.forward_torchscript = lambda *_, **__: out
-        try:
-            yield
-        finally:
-            del self.model.encoder.forward_torchscript
-
-    @contextlib.contextmanager
-    def official_encoded(self, model: OfficialModel) -> Iterator[None]:
-        """The same, and its positions are there for every row."""
+    def encoded(self, model: OfficialModel | None = None) -> Iterator[None]:
+        """The encoder has run already: that of our model, or of another one."""
+        model = model or self.model
         out = model.encoder.forward_torchscript(self.inputs)
         model.encoder.forward_torchscript = lambda *_, **__: out
         try:
@@ -293,7 +284,7 @@ class Bench:
         compare("whole, stock's loop", rounds, stock, ours)
         compare("whole, official structure", rounds, as_official, ours)
         compare("whole, stock's loop; ours packed", rounds, stock, packed)
-        with self.encoded(), self.official_encoded(official):
+        with self.encoded(), self.encoded(official):
             compare("without the encoder, stock's loop", rounds, stock, ours)
             compare("without the encoder, official structure", rounds, as_official, ours)
             compare("without the encoder, stock's loop; ours packed", rounds, stock, packed)

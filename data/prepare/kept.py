@@ -65,9 +65,9 @@ class KeptPictures:
         if found:
             return self._read(path, json.loads(found[0]))
         stored = self.store(path)
-        own = self.store.keeps_file(stored)  # then its bytes stand in it already
-        value = json.dumps(stored._replace(cell="" if own else stored.cell) if stamp else None)
         if stamp:
+            own = self.store.keeps_file(stored)  # then its bytes stand in it already
+            value = json.dumps(stored._replace(cell="" if own else stored.cell))
             with self._lock:
                 self._base.execute("INSERT OR REPLACE INTO made VALUES (?, ?, ?)", (os.fsencode(path), stamp, value))
                 self._new += 1
