@@ -4,7 +4,8 @@
 
 Forward, loss and backward of captioning with random weights. The baseline is the same model and weights, computed the
 way the official code does: position projections and biases for every row of the batch instead of once, attention as an
-explicit softmax over them in float32, the loss over a log-softmax of all positions. Both must give the same loss.
+explicit softmax over them in float32, logits and their log-softmax at every position, padding included. Both must give
+the same loss.
 
 Cost grows with the square of (patches + tokens) in attention, linearly in everything else and in the batch; the share
 of attention, and with it the ratio, grows with the picture size.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,13 +60,20 @@ class Distribution:
         return self.sum(torch.cat([both, torch.zeros_like(both)]))
 
 
-def free_scores(logits: Tensor, targets: Tensor, positions: Tensor) -> Distribution:
-    """Scores over the whole vocabulary; only the N rows at `positions` are normalised."""
-    return dense_scores(logits.flatten(0, 1)[positions], targets, slack=0.0)
+def logits_of(model: Any, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+    """The logits float[N, V] of a batch at positions int64[N] among its B * T, by a model that may leave others out.
+
+    Args:
+        model: called with `inputs`, and with `logits_at` if it says `takes_logits_at`; the first of its outputs is
+            float[B, T, V] otherwise.
+    """
+    if getattr(model, "takes_logits_at", False):
+        return model(**inputs, logits_at=positions)[0]
+    return model(**inputs)[0].flatten(0, 1)[positions]
 
 
-def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int, end: int) -> Distribution:
-    """Scores over the specials and the ids start <= id < end.
+def range_scores(rows: Tensor, targets: Tensor, start: int, end: int) -> Distribution:
+    """Scores of float[N, V] logits over the specials and the ids start <= id < end; `targets` are int64[N].
 
     Raises:
         UserError: a target lies outside.
@@ -75,13 +84,12 @@ def range_scores(logits: Tensor, targets: Tensor, positions: Tensor, start: int,
             f"target token {int(outside[0])} is outside --constraint-range {start},{end}; "
             "widen the range, or check that the data belong to this vocabulary"
         )
-    rows = logits.flatten(0, 1)[positions]
     rows = torch.cat([rows[:, :NUM_SPECIALS], rows[:, start:end]], dim=1)
     columns = torch.where(targets < NUM_SPECIALS, targets, targets - start + NUM_SPECIALS)
     return dense_scores(rows, columns, slack=SLACK)
 
 
-def dense_scores(rows: Tensor, targets: Tensor, slack: float) -> Distribution:
+def dense_scores(rows: Tensor, targets: Tensor, slack: float = 0.0) -> Distribution:
     """Scores of float[N, K] logits of which every column is admissible; `targets` int64[N] are columns."""
     log_probs = torch.log_softmax(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
     return Distribution(
@@ -91,36 +99,38 @@ def dense_scores(rows: Tensor, targets: Tensor, slack: float) -> Distribution:
     )
 
 
-def allowed_scores(logits: Tensor, targets: Tensor, positions: Tensor, owners: Tensor, tokens: Tensor) -> Distribution:
+def allowed_scores(
+    logits: Tensor, targets: Tensor, positions: Tensor, length: int, owners: Tensor, tokens: Tensor
+) -> Distribution:
     """Scores over an own set of tokens at each position, by a softmax over segments of one flat list.
 
     Args:
-        logits: float[B, T, V].
+        logits: float[N, V].
         targets: int64[N], the target at each scored position.
-        positions: int64[N], ascending, indices of these positions among the B*T.
-        owners: int64[M], for each admissible token the position (0 .. B*T - 1) that it belongs to.
+        positions: int64[N], ascending, indices of these positions among the batch's B * T.
+        length: T.
+        owners: int64[M], for each admissible token the position (0 .. B * T - 1) that it belongs to.
         tokens: int64[M], the admissible tokens, distinct within a position.
 
     Raises:
         UserError: a target is not among its position's tokens.
     """
-    row_of = torch.full((logits.size(0) * logits.size(1),), -1, device=logits.device)
-    row_of[positions] = torch.arange(len(positions), device=logits.device)
-    kept = row_of[owners] >= 0
-    rows, owners, tokens = row_of[owners][kept], owners[kept], tokens[kept]
+    rows = torch.searchsorted(positions, owners).clamp(max=max(len(positions) - 1, 0))
+    kept = positions[rows] == owners if len(positions) else torch.zeros_like(owners, dtype=torch.bool)
+    rows, tokens = rows[kept], tokens[kept]
 
     hit = tokens == targets[rows]
     found = torch.zeros(len(targets), dtype=torch.bool, device=logits.device)
     found[rows[hit]] = True
     if not bool(found.all()):
         missed = int((~found).nonzero()[0])
-        sentence, step = divmod(int(positions[missed]), logits.size(1))
+        sentence, step = divmod(int(positions[missed]), length)
         raise UserError(
             f"target token {int(targets[missed])} at position {step} of batch row {sentence} continues no answer of "
             "the closed set; add the answer to --ans2label-file, or leave the row out"
         )
 
-    values = logits.flatten().gather(0, owners * logits.size(2) + tokens)
+    values = logits.flatten().gather(0, rows * logits.size(1) + tokens)
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     peak = values.new_full((len(targets),), -math.inf).scatter_reduce(0, rows, values.detach(), "amax")
     mass = values.new_zeros(len(targets)).index_add(0, rows, (values - peak[rows]).exp())

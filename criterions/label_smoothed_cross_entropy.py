@@ -20,7 +20,7 @@ from omegaconf import II
 from torch import Tensor
 
 from ..errors import UserError
-from .distribution import Distribution, allowed_scores, free_scores, parse_range, range_scores
+from .distribution import Distribution, allowed_scores, dense_scores, logits_of, parse_range, range_scores
 
 
 @dataclass
@@ -114,7 +114,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
             return self.mixture(model, sample["parts"], update_num, sample.get("shares", {}))
         if self.cfg.use_rdrop:
             sample = doubled(sample)
-        losses, log = self.token_losses(model(**sample["net_input"])[0], sample, update_num)
+        logits = logits_of(model, sample["net_input"], self.scored_positions(sample["target"]))
+        losses, log = self.token_losses(logits, sample, update_num)
         return losses.sum() if reduce else losses, log["sample_size"], log
 
     def mixture(
@@ -127,6 +128,11 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         first = next(iter(inputs))
         if self.cfg.sample_patch_num and inputs[first].get("patch_images") is not None:
             inputs[first] = {**inputs[first], "sample_patch_num": self.cfg.sample_patch_num}
+        if getattr(model, "takes_logits_at", False):
+            inputs = {
+                name: {**batch, "logits_at": self.scored_positions(parts[name]["target"])}
+                for name, batch in inputs.items()
+            }
         outputs = model(parts=inputs)
         logs, loss = {}, torch.zeros(())
         for name, part in parts.items():
@@ -158,7 +164,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         """The losses float[N] of the tokens that count, and what `forward` logs of one batch.
 
         Args:
-            logits: float[B, T, V]; under R-Drop rows i and i + B / 2 are two passes of one row.
+            logits: float[N, V], those of the positions that count, or float[B, T, V], all of them; under R-Drop
+                batch rows i and i + B / 2 are two passes of one row.
             sample, update_num: as in `forward`.
         """
         target = sample["target"]
@@ -170,6 +177,8 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         else:
             weight = confidence[rows]
         weight = weight.to(torch.promote_types(logits.dtype, torch.float32))
+        if logits.dim() == 3:
+            logits = logits.flatten(0, 1)[positions]
         scores = self.score_tokens(logits, target, positions, weight, sample)
 
         spread_share = self.cfg.label_smoothing / scores.spread.clamp(min=1)
@@ -215,14 +224,24 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
     def score_tokens(
         self, logits: Tensor, target: Tensor, positions: Tensor, weight: Tensor, sample: dict[str, Any]
     ) -> TokenScores:
-        """Scores the targets at `positions` (int64[N]) under whatever constraint the batch or the options hold."""
+        """Scores the targets at `positions` (int64[N]) under whatever constraint the batch or the options hold.
+
+        Args:
+            logits: float[N, V].
+            target: int64[B, T].
+            positions: int64[N].
+            weight: float[N].
+            sample: as in `forward`.
+        """
         targets = target.flatten()[positions]
         columns, order = [], []
         for chosen, distribution in self.distributions(logits, targets, positions, sample):
-            extra = self.extra(distribution, weight[chosen], logits.size(2))
+            extra = self.extra(distribution, weight[chosen], logits.size(1))
             if self.cfg.use_rdrop:
                 extra = extra + self.cfg.reg_alpha * weight[chosen] * distribution.disagreement()
-            total = distribution.sum(distribution.log_probs)
+            total = torch.zeros_like(distribution.target)  # not asked for, it is not added up
+            if self.cfg.label_smoothing:
+                total = distribution.sum(distribution.log_probs)
             columns.append((distribution.target, total, distribution.best(), distribution.spread, extra))
             order.append(chosen)
         if len(columns) == 1:
@@ -238,7 +257,7 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         self, logits: Tensor, targets: Tensor, positions: Tensor, sample: dict[str, Any]
     ) -> list[tuple[Tensor, Distribution]]:
         """The positions in groups that are constrained alike, each with its indices among the N."""
-        every = torch.arange(len(positions), device=positions.device)
+        every, length = torch.arange(len(positions), device=positions.device), sample["target"].size(1)
         if sample.get("allowed_tokens") is not None:
             counts = sample["allowed_counts"].flatten()
             tokens = sample["allowed_tokens"]
@@ -247,17 +266,18 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
             free = counts[positions] == 0
             groups = []
             if bool(free.any()) or not len(free):
-                groups.append((every[free], free_scores(logits, targets[free], positions[free])))
+                groups.append((every[free], dense_scores(logits[free], targets[free])))
             if not bool(free.all()):
                 chosen = every[~free]
-                groups.append((chosen, allowed_scores(logits, targets[chosen], positions[chosen], owners, tokens)))
+                of_set = targets[chosen], positions[chosen], length, owners, tokens
+                groups.append((chosen, allowed_scores(logits if len(groups) == 0 else logits[chosen], *of_set)))
             return groups
         if sample.get("constraint_masks") is not None:
             rows, tokens = sample["constraint_masks"].flatten(0, 1)[positions].nonzero(as_tuple=True)
-            return [(every, allowed_scores(logits, targets, positions, positions[rows], tokens))]
+            return [(every, allowed_scores(logits, targets, positions, length, positions[rows], tokens))]
         if self.range:
-            return [(every, range_scores(logits, targets, positions, *self.range))]
-        return [(every, free_scores(logits, targets, positions))]
+            return [(every, range_scores(logits, targets, *self.range))]
+        return [(every, dense_scores(logits, targets))]
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

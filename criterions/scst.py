@@ -13,7 +13,7 @@ from torch import Tensor, cat, float32
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import UserError
-from .distribution import free_scores, parse_range, range_scores
+from .distribution import dense_scores, logits_of, parse_range, range_scores
 
 
 @dataclass
@@ -83,37 +83,40 @@ class ScstRewardCriterion(FairseqCriterion):
         dictionary = self.task.target_dictionary
         shown = target[:, :-1].masked_fill(target[:, :-1].eq(dictionary.eos()), self.padding_idx)
         previous = cat([target.new_full((len(target), 1), dictionary.bos()), shown], 1)
-        logits = model(**{**sample["net_input"], "prev_output_tokens": previous})[0]
-        losses = self.policy_losses(logits, target, leave_one_out(scores).flatten())
+        positions = self.counted(target)
+        logits = logits_of(model, {**sample["net_input"], "prev_output_tokens": previous}, positions)
+        losses = self.policy_losses(logits, target, positions, leave_one_out(scores).flatten())
         return self.logged(losses, target, reduce, score=scores.sum().to(target.device, float32))
 
-    def policy_losses(self, logits: Tensor, target: Tensor, rewards: Tensor) -> Tensor:
+    def policy_losses(self, logits: Tensor, target: Tensor, positions: Tensor, rewards: Tensor) -> Tensor:
         """float[N]: of each token that counts -log p times the reward of its caption.
 
         Args:
-            logits: float[R, T, V].
+            logits: float[N, V].
             target: int64[R, T], padded on the right.
+            positions: int64[N], from `counted`.
             rewards: float[R].
         """
-        log_probs, rows = self.log_probs(logits, target)
-        return -log_probs * rewards.to(log_probs)[rows]
+        log_probs = self.log_probs(logits, target, positions)
+        return -log_probs * rewards.to(log_probs)[positions.div(target.size(1), rounding_mode="floor")]
 
-    def log_probs(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities float[N] of those tokens of int64[R, T] that count, and the row of each, int64[N]."""
+    def counted(self, target: Tensor) -> Tensor:
+        """int64[N]: the positions, among the R * T of int64[R, T], that count."""
         counted = target.ne(self.padding_idx)
         counted[:, : self.cfg.ignore_prefix_size] = False
-        positions = counted.flatten().nonzero().squeeze(1)
+        return counted.flatten().nonzero().squeeze(1)
+
+    def log_probs(self, logits: Tensor, target: Tensor, positions: Tensor) -> Tensor:
+        """Log-probabilities float[N] of the targets int64[R, T] at N positions, from their logits float[N, V]."""
         of_target = target.flatten()[positions]
-        if self.range:
-            scores = range_scores(logits, of_target, positions, *self.range)
-        else:
-            scores = free_scores(logits, of_target, positions)
-        return scores.target, positions.div(target.size(1), rounding_mode="floor")
+        scores = range_scores(logits, of_target, *self.range) if self.range else dense_scores(logits, of_target)
+        return scores.target
 
     def cross_entropy(self, model: Any, sample: dict[str, Any], reduce: bool) -> tuple[Tensor, int, dict[str, Any]]:
         """What validation logs as its loss: that of each row's first reference."""
-        log_probs, _ = self.log_probs(model(**sample["net_input"])[0], sample["target"])
-        return self.logged(-log_probs, sample["target"], reduce)
+        positions = self.counted(sample["target"])
+        logits = logits_of(model, sample["net_input"], positions)
+        return self.logged(-self.log_probs(logits, sample["target"], positions), sample["target"], reduce)
 
     def logged(
         self, losses: Tensor, target: Tensor, reduce: bool, **more: Tensor

@@ -7,6 +7,7 @@ and `--muon-lr-scale` says by how much the matrices go ahead.
 """
 
 # no `from __future__ import annotations`: fairseq's parser needs the configuration's types as types, not as text
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035  fairseq's parser reads these forms only
@@ -15,7 +16,7 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
-from torch import nn
+from torch import distributed, nn
 
 from .errors import UserError
 from .precision import computes_bf16
@@ -52,6 +53,8 @@ def mark_matrices(model: nn.Module) -> None:
 class Muon(torch.optim.Optimizer):
     """Muon, matrices of one shape together: on small ones most of the time of torch's own goes into calling.
 
+    In data-parallel training, whose processes hold the same weights and gradients, each works on a part of them.
+
     Args:
         params: matrices.
         lr: the rate; a step's root mean square is 0.2 of it, as AdamW's.
@@ -82,7 +85,7 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        steps = orthogonal(torch.stack([_wide(step) for step in ahead]), group["ns_steps"])
+        steps = orthogonal_together(torch.stack([_wide(step) for step in ahead]), group["ns_steps"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for parameter, step in zip(parameters, steps, strict=True):
             parameter.add_(step if step.shape == parameter.shape else step.t(), alpha=-length)
@@ -111,6 +114,28 @@ def orthogonal(matrices: torch.Tensor, steps: int) -> torch.Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
     return x.to(matrices.dtype)
+
+
+def orthogonal_together(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """`orthogonal` of what all processes hold alike: each computes its share, and all have the whole.
+
+    Args:
+        matrices: float[N, r, c], r <= c, the same in every process of the default group, if there is one.
+        steps: iterations.
+
+    Returns:
+        the same shape and type.
+    """
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if len(matrices) < world or world == 1:
+        return orthogonal(matrices, steps)
+    share = math.ceil(len(matrices) / world)
+    own = matrices[distributed.get_rank() * share :][:share]
+    found = matrices.new_zeros(share, *matrices.shape[1:])
+    found[: len(own)] = orthogonal(own, steps)
+    every = matrices.new_empty(world * share, *matrices.shape[1:])
+    distributed.all_gather_into_tensor(every, found)
+    return every[: len(matrices)]
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from ofa_plugin import muon
 from ofa_plugin.errors import UserError
-from ofa_plugin.muon import NS_STEPS, FairseqMuon, MuonConfig, mark_matrices, orthogonal
+from ofa_plugin.muon import NS_STEPS, FairseqMuon, Muon, MuonConfig, mark_matrices, orthogonal
 from tests.helpers.small_model import build_small
 from tests.helpers.stock import error_of, ok, run
+from tests.test_ranks import on_two_ranks
 
 MUON = ("--optimizer", "muon", "--muon-lr-scale", 3, "--weight-decay", 0.01, "--adam-betas", "(0.9,0.98)")
 
@@ -85,6 +87,34 @@ def test_matrices_that_are_computed_together_move_as_they_do_alone():
         move([parameter], [gradient])
     for one, other in zip(together, alone, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_two_processes_share_the_work_and_move_as_one_does(tmp_path, monkeypatch):
+    """Five matrices of one shape, of which the ranks get three and two, and one that is alone."""
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in [(8, 24)] * 5 + [(6, 6)]]
+    gradients = [torch.randn_like(parameter) for parameter in start]
+
+    def moved() -> list[torch.Tensor]:
+        parameters = [nn.Parameter(parameter.clone()) for parameter in start]
+        optimizer = Muon(parameters, 0.1, 0.95, 0.1)
+        for _ in range(2):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    expected, computed = moved(), []
+    plain = muon.orthogonal
+    monkeypatch.setattr(
+        muon, "orthogonal", lambda matrices, steps: computed.append(len(matrices)) or plain(matrices, steps)
+    )
+
+    def work(rank: int) -> None:
+        for one, other in zip(moved(), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        assert computed == [3 - rank, 1] * 2
+
+    on_two_ranks(tmp_path, work)
 
 
 def test_the_rate_of_the_matrices_is_a_multiple():

@@ -31,6 +31,8 @@ class OFAModel(FairseqEncoderDecoderModel):
         dictionary: fairseq Dictionary of source and target.
     """
 
+    takes_logits_at = True  # of `forward`; what wraps the model answers for it
+
     def __init__(self, cfg: OFAConfig, dictionary: Any):
         tokens = nn.Embedding(len(dictionary), cfg.encoder_embed_dim, dictionary.pad())
         super().__init__(Encoder(cfg, dictionary, tokens), Decoder(cfg, dictionary, tokens))
@@ -76,6 +78,7 @@ class OFAModel(FairseqEncoderDecoderModel):
         code_masks: Tensor | None = None,
         sample_patch_num: int | None = None,
         features_only: bool = False,
+        logits_at: Tensor | None = None,
         classification_head_name: str | None = None,
         token_embeddings: Tensor | None = None,
         return_all_hiddens: bool = False,
@@ -100,6 +103,8 @@ class OFAModel(FairseqEncoderDecoderModel):
             code_masks: bool[B], True where a row writes image codes.
             sample_patch_num: keep so many patches of each picture.
             features_only: states instead of logits.
+            logits_at: int64[N], indices among the B * T positions: only theirs are computed. Padding has no loss, and
+                the logits of a batch are the largest thing in it.
             classification_head_name: scores of this head instead of logits.
             token_embeddings: float[B, L, D] instead of the lookup of `src_tokens`.
             return_all_hiddens: keep the encoder's inner states (the decoder's are always returned).
@@ -108,7 +113,7 @@ class OFAModel(FairseqEncoderDecoderModel):
                 data-parallel wrappers expect one forward for each backward.
 
         Returns:
-            logits float[B, T, V], features float[B, T, D] or class scores float[B, N], and the decoder's
+            logits float[B, T, V] or float[N, V], features float[B, T, D] or class scores float[B, N], and the decoder's
             {"attn": ..., "inner_states": ...}; of a mixture such a pair by name.
         """
         if parts is not None:
@@ -128,15 +133,17 @@ class OFAModel(FairseqEncoderDecoderModel):
             prev_output_tokens,
             code_masks=code_masks,
             encoder_out=encoder_out,
-            features_only=features_only or classification_head_name is not None,
+            features_only=True,
             alignment_layer=alignment_layer,
             alignment_heads=alignment_heads,
         )
+        if self.training and torch.is_grad_enabled():
+            x = touch(x, self._idle(patch_images, code_masks, classification_head_name))
         if classification_head_name is not None:
             last = prev_output_tokens.ne(self.decoder.padding_idx).sum(1) - 1
             x = self.classification_heads[classification_head_name](x[torch.arange(len(x), device=x.device), last])
-        if self.training and torch.is_grad_enabled():
-            x = touch(x, self._idle(patch_images, code_masks, classification_head_name))
+        elif not features_only:
+            x = self.decoder.output_layer(x if logits_at is None else x.flatten(0, 1)[logits_at])
         return x, extra
 
     def _idle(self, patch_images: Tensor | None, code_masks: Tensor | None, head: str | None) -> list[nn.Module]:

@@ -49,6 +49,18 @@ class Given(nn.Module):
         return self.logits.repeat(times, 1, 1), {"attn": None}
 
 
+class Choosing(Given):
+    """The same, of the positions that it is asked for only."""
+
+    takes_logits_at = True
+
+    def forward(self, parts=None, logits_at=None, **rest):
+        if parts is not None:
+            return super().forward(parts=parts)
+        logits, extra = super().forward(**rest)
+        return logits.flatten(0, 1)[logits_at], extra
+
+
 def build(kind: str = "AdjustLabelSmoothedCrossEntropy", **options) -> AdjustLabelSmoothedCrossEntropy:
     dictionary = type("D", (), {"pad": lambda s: PAD, "eos": lambda s: EOS, "__len__": lambda s: V})()
     cfg = getattr(criterions, f"{kind}Config")(sentence_avg=False)
@@ -190,6 +202,32 @@ def test_an_answer_outside_the_set_is_an_error_that_names_it():
         build()(Given(GOLDEN["logits"]), batch(**flat(allowed)))
     with pytest.raises(UserError, match="token 4 is outside --constraint-range 6,10"):
         build(constraint_range="6,10")(Given(GOLDEN["logits"]), batch([[6, 4, 2, 1], [7, 2, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({}, {}),
+        ({"ignore_prefix_size": 1, "ignore_eos": True}, {}),
+        ({"constraint_range": "4,10"}, {}),
+        ({}, flat(GOLDEN["constraint_allowed"])),
+        ({}, flat([[[], [5, 6], [], [2]], [[7, 8], [], [], []]])),
+        ({"use_rdrop": True}, {}),
+    ],
+)
+def test_a_model_that_leaves_padding_out_has_the_same_loss_and_gradient(options, extra):
+    every, some = Given(GOLDEN["logits"]), Choosing(GOLDEN["logits"])
+    sample = batch(**extra, conf=torch.tensor([0.5, 1.0]))
+    if "use_rdrop" in options:
+        sample["net_input"] = {"rows": torch.arange(2)}
+    for form in (sample, {"parts": {"one": sample, "two": sample}, "shares": {"two": 0.5}}):
+        losses = []
+        for model in (every, some):
+            model.zero_grad()
+            losses.append(build(**options)(model, form)[0])
+            losses[-1].backward()
+        assert torch.equal(*losses) and losses[0] > 0
+        assert torch.equal(every.logits.grad, some.logits.grad)
 
 
 @pytest.mark.parametrize("options", [{}, {"constraint_range": "5,10"}, {"drop_worst_ratio": 0.5}])

@@ -142,10 +142,16 @@ def test_what_is_not_counted():
     task = rewarded_task(beam=2)
     log_probs = logits.log_softmax(-1)
     expected = [-2 * log_probs[0, 1, 11], -2 * log_probs[0, 2, 2], log_probs[1, 1, 2]]
-    losses = criterion_of(task, ignore_prefix_size=1).policy_losses(logits, target, rewards)
+
+    def losses_of(**options):
+        criterion = criterion_of(task, **options)
+        positions = criterion.counted(target)
+        return criterion.policy_losses(logits.flatten(0, 1)[positions], target, positions, rewards)
+
+    losses = losses_of(ignore_prefix_size=1)
     torch.testing.assert_close(losses, torch.stack(expected))
     inside = torch.cat([logits[..., :4], logits[..., 8:20]], -1).log_softmax(-1)
-    losses = criterion_of(task, constraint_range="8,20").policy_losses(logits, target, rewards)
+    losses = losses_of(constraint_range="8,20")
     torch.testing.assert_close(losses[0], -2 * inside[0, 0, 6])
 
 

@@ -29,7 +29,9 @@ def reward_of(table: str, end: bool = True) -> CIDErD:
 def loss_of(rewards: list[float], logits: torch.Tensor, target: list[list[int]]) -> tuple[float, int]:
     """The summed loss, and of how many tokens."""
     criterion = criterion_of(rewarded_task(beam=2))
-    losses = criterion.policy_losses(logits, torch.tensor(target), torch.tensor(rewards, dtype=torch.float64))
+    target, rewards = torch.tensor(target), torch.tensor(rewards, dtype=torch.float64)
+    positions = criterion.counted(target)
+    losses = criterion.policy_losses(logits.flatten(0, 1)[positions], target, positions, rewards)
     return float(losses.sum()), losses.numel()
 
 

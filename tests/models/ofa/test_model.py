@@ -231,6 +231,19 @@ def test_frozen_parameters_stay_untouched(batch: dict[str, Tensor]):
     assert all(p.grad is None for p in model.encoder.parameters())
 
 
+def test_logits_of_some_positions_are_those_of_all(batch: dict[str, Tensor]):
+    model = small_copy().train()
+    projected = []
+    model.decoder.output_projection.register_forward_hook(lambda module, inputs, out: projected.append(len(inputs[0])))
+    every = model(**batch)[0]
+    length = every.shape[1]
+    some = model(**batch, logits_at=torch.tensor([1, length, length + 2]))[0]
+    torch.testing.assert_close(some, torch.stack([every[0, 1], every[1, 0], every[1, 2]]))
+    assert projected == [len(every), 3]
+    model(**batch, logits_at=torch.zeros(0, dtype=torch.long))[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_a_mixture_is_each_of_its_parts(batch: dict[str, Tensor]):
     text = {name: value for name, value in batch.items() if not name.startswith("patch")}
     model = small_copy()
