@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any
 import sentencepiece
 
 from ..errors import UserError
+from ..whole_file import replacing
 from .text import SEPARATOR
 from .tsv import TSVStore
 
@@ -62,8 +62,10 @@ def train_bpe(
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not processor.is_unknown(i)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "spm.model", model)
-        _write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces).encode("utf-8"))
+        with replacing(folder / "spm.model") as file:
+            file.write(model)
+        with replacing(folder / "dict.txt", text=True) as file:
+            file.write("".join(f"{piece} 1\n" for piece in pieces))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}): name another folder") from error
     reduced = ""
@@ -119,17 +121,3 @@ def _learn(texts: list[str], vocab_size: int) -> bytes:
             raise UserError(f"--vocab-size {vocab_size}: bytes and characters alone need {least}: raise it") from error
         raise UserError(f"--vocab-size {vocab_size}: sentencepiece refuses it ({error}): try another") from error
     return model.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replaces a file at once, so that nobody ever sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

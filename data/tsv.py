@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import BadRow, UserError
 from ..machine import cache_folder
+from ..whole_file import replacing
 
 try:
     import fcntl
@@ -357,17 +358,8 @@ def _load(place: str, identity: np.ndarray) -> np.ndarray | None:
 
 def _store(place: str, identity: np.ndarray, offsets: np.ndarray) -> None:
     """Writes the index so that a reader sees all of it or nothing."""
-    temporary = f"{place}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, np.concatenate([identity, np.array([len(offsets) - 1], np.int64), offsets]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(place) as file:
+        np.save(file, np.concatenate([identity, np.array([len(offsets) - 1], np.int64), offsets]))
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ from torch.distributed import distributed_c10d
 
 from . import ema, launch, ranks, shards
 from .errors import UserError
+from .whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -418,31 +419,6 @@ def _wrong_weights(trainer: Trainer, filename: str, reason: BaseException | None
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well: data on the disk first, then the name.
-
-    A crash at any moment leaves the old file or the new one, whole. An error leaves the old file and no rest.
-    """
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a directory be synced
-        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextlib.contextmanager
 def _full_disk_named(path: str) -> Iterator[None]:
     """torch hides "no space left" behind an error of its own; this says it, and what is left."""
     try:
@@ -463,14 +439,14 @@ def _write_atomically() -> None:
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
         if PathManager.path_requires_pathmanager(src_path) or PathManager.path_requires_pathmanager(dst_path):
             return stock_copy(src_path, dst_path, overwrite)
-        with _full_disk_named(dst_path), open(src_path, "rb") as source, replacing(dst_path) as target:
+        with _full_disk_named(dst_path), open(src_path, "rb") as source, replacing(dst_path, shared=False) as target:
             shutil.copyfileobj(source, target, 1 << 20)
         return dst_path
 
     def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
         if async_write or not isinstance(filename, str) or not PathManager.supports_rename(filename):
             return stock_save(obj, filename, async_write)
-        with _full_disk_named(filename), replacing(filename) as file:
+        with _full_disk_named(filename), replacing(filename, shared=False) as file:
             torch.save(obj, file)
 
     stock_copy = _replace(PathManager, "copy", staticmethod(copy))

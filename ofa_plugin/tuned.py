@@ -17,6 +17,7 @@ from . import compat, ema
 from .errors import UserError
 from .models.ofa.config import resolve
 from .models.ofa.tuning import fold_lora, start_fresh, tuned_names
+from .whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def merge(tuned: str, base: str | None, out: str) -> str:
         for name in state["extra_state"]:
             state["extra_state"][name] = fold_lora(state["extra_state"][name], factor)
     _settings(state["cfg"]).update(lora=0, bitfit=False, save_tuned_only=False)
-    with compat.replacing(out) as file:
+    with replacing(out, shared=False) as file:
         torch.save(state, file)
     return f"{out}: {len(state['model'])} weights" + (f", LoRA rank {model.lora} folded in" if model.lora else "")
 
@@ -231,7 +232,7 @@ def average(out: str, paths: list[str]) -> str:
     if state["cfg"].get("task") is not None and getattr(state["cfg"]["task"], "get", None):
         if state["cfg"]["task"].get("uses_ema"):
             state["cfg"]["task"]["uses_ema"] = False
-    with compat.replacing(out) as file:
+    with replacing(out, shared=False) as file:
         torch.save(state, file)
     return f"{out}: the mean of {len(paths)} checkpoints"
 

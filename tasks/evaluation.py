@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fairseq.scoring import SCORER_REGISTRY, BaseScorer, register_scorer
 
 from ..errors import UserError
 from ..shards import is_shard
+from ..whole_file import replacing
 from .metrics.base import Metric, Tally
 
 logger = logging.getLogger(__name__)
@@ -127,9 +127,8 @@ def finish(
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file that is either the old one or wholly the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, text=True) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def typed_id(uniq_id: str) -> str | int:

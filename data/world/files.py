@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TextIO
 import numpy as np
 
 from ...errors import UserError
+from ...whole_file import replacing
 from .. import palette
 from ..text import SEPARATOR
 from .drawing import draw_scene, encode_png
@@ -248,15 +248,7 @@ def _mapped(tasks: list[tuple[World, str, str, int, int]], workers: int) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
+def _whole(path: Path) -> contextlib.AbstractContextManager[TextIO]:
     """A file that appears under its name when it is complete, and not at all after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    return replacing(path, text=True, shared=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...whole_file import replacing
 from .grammar import Grammar
 
 TOKEN_BITS = 31  # of a key; node numbers stand above them
@@ -117,14 +117,8 @@ class Trie(Grammar):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the trie as arrays; no file is there in part."""
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, keys=self.keys[:-1].numpy(), ends=self.ends.numpy())
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as file:
+            np.savez(file, keys=self.keys[:-1].numpy(), ends=self.ends.numpy())
 
     def __len__(self) -> int:
         """Number of different answers."""

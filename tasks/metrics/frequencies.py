@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import pickle
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError
+from ...whole_file import replacing
 from .cider import MAX_ORDER, Ngram, document_frequencies
 
 FORMAT = "ofa-cider-df"
@@ -50,9 +50,8 @@ def write_frequencies(path: Path, frequencies: Frequencies, origin: Mapping[str,
         "images": frequencies.images,
         "frequencies": {" ".join(ngram): count for ngram, count in sorted(frequencies.counts.items())},
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, text=True) as file:
+        file.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read_frequencies(path: str, flag: str) -> Frequencies:

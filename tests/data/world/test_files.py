@@ -56,7 +56,7 @@ def test_any_number_of_processes_writes_the_same_bytes(folder, tmp_path):
         *(".", "negative_sample", "caption", "vqa_gen", "refcoco", "region_vqa"),
         *SPLITS,
     }
-    assert not [name for name in found if name.suffix == ".part"]
+    assert not [name for name in found if name.suffix == ".tmp"]
 
 
 def test_another_seed_gives_another_world():
