@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
 from sacrebleu.metrics.bleu import BLEU as SacreBLEU
+from sacrebleu.metrics.bleu import BLEUScore
 
 from .base import Metric
 from .tokens import tokenize
@@ -22,10 +24,6 @@ class BLEU(Metric):
     order: ClassVar[int] = 4  # words of the longest n-grams
     width = 2 + 2 * order  # our words, reference words; matching, then possible n-grams for n = 1, 2, ...
 
-    def __init__(self) -> None:
-        # effective_order stops sacrebleu's advice, on every row, about scores of single sentences; counts are the same
-        self.counter = SacreBLEU(tokenize="none", force=True, effective_order=True, max_ngram_order=self.order)
-
     def sums(self, hypothesis: str, reference: Sequence[str]) -> tuple[float, ...]:
         """A row's lengths and n-gram counts.
 
@@ -34,8 +32,8 @@ class BLEU(Metric):
         """
         if not reference:
             raise ValueError("BLEU needs at least one reference")
-        row = self.counter.sentence_score(words(hypothesis), [words(caption) for caption in reference])
-        return tuple(map(float, (row.sys_len, row.ref_len, *row.counts, *row.totals)))
+        row = counted(hypothesis, tuple(reference))
+        return tuple(map(float, (row.sys_len, row.ref_len, *row.counts[: self.order], *row.totals[: self.order])))
 
     def value(self, *sums: float) -> float:
         """0..1, of the counts of all rows."""
@@ -61,6 +59,14 @@ class BLEU3(BLEU):
     """Of one to three words in a row."""
 
     name, order, width = "bleu3", 3, 8
+
+
+@functools.lru_cache(maxsize=1)  # BLEU-1 to 4 are asked about a row one after the other
+def counted(hypothesis: str, references: tuple[str, ...]) -> BLEUScore:
+    """The lengths and counts of one row, up to four words in a row."""
+    # effective_order stops sacrebleu's advice, on every row, about scores of single sentences; counts are the same
+    counter = SacreBLEU(tokenize="none", force=True, effective_order=True)
+    return counter.sentence_score(words(hypothesis), [words(caption) for caption in references])
 
 
 def words(caption: str) -> str:
