@@ -114,8 +114,9 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
             return self.mixture(model, sample["parts"], update_num, sample.get("shares", {}))
         if self.cfg.use_rdrop:
             sample = doubled(sample)
-        logits = logits_of(model, sample["net_input"], self.scored_positions(sample["target"]))
-        losses, log = self.token_losses(logits, sample, update_num)
+        positions = self.scored_positions(sample["target"])
+        logits = logits_of(model, sample["net_input"], positions)
+        losses, log = self.token_losses(logits, sample, update_num, positions)
         return losses.sum() if reduce else losses, log["sample_size"], log
 
     def mixture(
@@ -128,15 +129,13 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         first = next(iter(inputs))
         if self.cfg.sample_patch_num and inputs[first].get("patch_images") is not None:
             inputs[first] = {**inputs[first], "sample_patch_num": self.cfg.sample_patch_num}
+        positions = {name: self.scored_positions(part["target"]) for name, part in parts.items()}
         if getattr(model, "takes_logits_at", False):
-            inputs = {
-                name: {**batch, "logits_at": self.scored_positions(parts[name]["target"])}
-                for name, batch in inputs.items()
-            }
+            inputs = {name: {**batch, "logits_at": positions[name]} for name, batch in inputs.items()}
         outputs = model(parts=inputs)
         logs, loss = {}, torch.zeros(())
         for name, part in parts.items():
-            losses, logs[name] = self.token_losses(outputs[name][0], part, update_num)
+            losses, logs[name] = self.token_losses(outputs[name][0], part, update_num, positions[name])
             loss = shares.get(name, 1.0) * losses.sum() / max(logs[name]["sample_size"], 1) + loss.to(losses)
 
         def added(key: str) -> Any:
@@ -160,16 +159,20 @@ class AdjustLabelSmoothedCrossEntropy(FairseqCriterion):
         log |= {f"loss_{name}": log["loss"] for name, log in logs.items()}
         return loss, 1, log | {f"sample_size_{name}": log["sample_size"] for name, log in logs.items()}
 
-    def token_losses(self, logits: Tensor, sample: dict[str, Any], update_num: int) -> tuple[Tensor, dict[str, Any]]:
+    def token_losses(
+        self, logits: Tensor, sample: dict[str, Any], update_num: int, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The losses float[N] of the tokens that count, and what `forward` logs of one batch.
 
         Args:
             logits: float[N, V], those of the positions that count, or float[B, T, V], all of them; under R-Drop
                 batch rows i and i + B / 2 are two passes of one row.
             sample, update_num: as in `forward`.
+            positions: int64[N], from `scored_positions`, where the caller has them: looking waits for a GPU.
         """
         target = sample["target"]
-        positions = self.scored_positions(target)
+        if positions is None:
+            positions = self.scored_positions(target)
         rows = positions.div(target.size(1), rounding_mode="floor")
         confidence = sample.get("conf")
         if confidence is None:
