@@ -37,13 +37,37 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention: float[B, S, D] to three float[B, H, S, D / H]."""
+        queries, keys, values = self._projected(x, self.q_proj, self.k_proj, self.v_proj)
+        return queries, keys, values
+
+    def queries(self, x: Tensor) -> Tensor:
+        """float[R, T, D] to float[R, H, T, D / H]."""
+        return split_heads(self.q_proj(x), self.heads)
+
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, S, D] to two float[B, H, S, D / H]."""
-        return split_heads(self.k_proj(source), self.heads), split_heads(self.v_proj(source), self.heads)
+        keys, values = self._projected(source, self.k_proj, self.v_proj)
+        return keys, values
+
+    def _projected(self, x: Tensor, *layers: nn.Linear) -> list[Tensor]:
+        """What each layer makes of float[B, S, D], split into heads.
+
+        In training as one product: its matrix is put together each time, which costs less than the calls it saves.
+        Layers that do more than multiply, such as LoRA's, are asked one by one.
+        """
+        plain = all(type(layer) is nn.Linear and "forward" not in vars(layer) for layer in layers)
+        if not (plain and torch.is_grad_enabled()):
+            return [split_heads(layer(x), self.heads) for layer in layers]
+        together = F.linear(
+            x, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        )
+        return [split_heads(part, self.heads) for part in together.chunk(len(layers), -1)]
 
     def forward(
         self,
-        query: Tensor,
+        queries: Tensor,
         keys: Tensor,
         values: Tensor,
         bias: Tensor,
@@ -55,8 +79,9 @@ class Attention(nn.Module):
         """Attends.
 
         Args:
-            query: float[R, T, D]. Rows that share a source, K for each of B, are taken as K * T queries of it.
-            keys, values: float[B, H, S, D / H], from `keys_and_values`.
+            queries: float[R, H, T, D / H], from `project` or `queries`. Rows that share a source, K for each of B, are
+                taken as K * T queries of it.
+            keys, values: float[B, H, S, D / H], from `project` or `keys_and_values`.
             bias: float[1 or R, H, T, S], added to the logits; -inf where a query may not look.
             padding: float[B, 1, 1, S], 0 or -inf, or None.
             need_weights: also return the weights, at the price of the fused kernels.
@@ -67,12 +92,12 @@ class Attention(nn.Module):
         Returns:
             float[R, T, D], and float[R, H, T, S] (before dropout) or None.
         """
-        rows, length, _ = query.shape
+        rows, _, length, _ = queries.shape
         if prefix is not None:
             keys, values, bias, padding, written = _behind(prefix, keys, values, bias, padding, written)
         if rows > len(keys):
-            query, bias = query.reshape(len(keys), -1, query.shape[2]), _folded(bias, rows // len(keys), len(keys))
-        queries = split_heads(self.q_proj(query), self.heads)
+            queries = queries.unflatten(0, (len(keys), -1)).transpose(1, 2).flatten(2, 3)  # [B, H, K * T, D / H]
+            bias = _folded(bias, rows // len(keys), len(keys))
         bias = bias.to(queries.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None

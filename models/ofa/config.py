@@ -44,6 +44,9 @@ class OFAConfig(FairseqDataclass):
     image_bucket_size: Optional[int] = _flag("side of the patch grid: pictures up to 16 times as many pixels", None)
     code_image_size: Optional[int] = _flag("pixels of a side of a generated picture; 8 pixels are one code", None)
     linear_init: Optional[str] = _flag("how linear layers start: bert, N(0, 0.02), or xavier, uniform by width", None)
+    image_position_init: Optional[str] = _flag(
+        "how the encoder's positions of patches start: bert, N(0, 0.02), or sines of row and column", None
+    )
     attn_scale_factor: float = _flag("attention logits are divided by the root of this times the head width", 2.0)
     orig_patch_image_size: int = _flag("picture side of pretraining, with --interpolate-position", 256)
     interpolate_position: bool = _flag("stretch the position grid of pretraining over larger pictures")
@@ -63,7 +66,7 @@ class OFAConfig(FairseqDataclass):
     scale_heads: bool = _flag("a learned factor for each attention head (the published sizes always have it)")
     scale_resids: bool = _flag("a learned factor on the residual of each feed-forward block")
     disable_entangle: bool = _flag("keep positions out of the decoder's inputs (the published sizes always do)")
-    entangle_position_embedding: bool = _flag("add positions to the encoder's inputs as well")
+    entangle_position_embedding: Optional[bool] = _flag("add positions to the encoder's inputs as well", None)
 
     freeze_encoder_embedding: bool = _flag("do not train the token matrix that encoder and decoder share")
     freeze_decoder_embedding: bool = _flag("the same matrix, the same effect")
@@ -117,6 +120,8 @@ def _size(width: int, layers: tuple[int, int], heads: int, resnet: str, **other:
         "image_bucket_size": 42,
         "code_image_size": 128,
         "linear_init": "bert",
+        "image_position_init": "bert",
+        "entangle_position_embedding": False,
         **other,
     }
 
@@ -139,6 +144,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         token_bucket_size=64,
         image_bucket_size=16,
         linear_init="xavier",
+        # what stands left of what is learned from half the examples where inputs hold positions, sooner still where
+        # these begin as a grid
+        image_position_init="sines",
+        entangle_position_embedding=True,
     ),
 }
 
@@ -273,6 +282,8 @@ def check(cfg: OFAConfig) -> None:
         )
     if cfg.linear_init not in ("bert", "xavier"):
         raise UserError(f"--linear-init {cfg.linear_init} is neither bert nor xavier")
+    if cfg.image_position_init not in ("bert", "sines"):
+        raise UserError(f"--image-position-init {cfg.image_position_init} is neither bert nor sines")
     for side in ("encoder", "decoder"):
         if getattr(cfg, f"{side}_prompt_type") != "prefix":
             raise UserError(f"--{side}-prompt-type {getattr(cfg, f'{side}_prompt_type')}: there is prefix only")

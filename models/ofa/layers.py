@@ -85,7 +85,7 @@ class EncoderLayer(Layer):
             float[B, S, D].
         """
         normed = self.self_attn_layer_norm(x)
-        attended, _ = self.self_attn(normed, *self.self_attn.keys_and_values(normed), bias, padding, prefix=prefix)
+        attended, _ = self.self_attn(*self.self_attn.project(normed), bias, padding, prefix=prefix)
         if self.attn_ln is not None:
             attended = self.attn_ln(attended)
         return self.feed_forward(self.add(x, attended))
@@ -138,12 +138,12 @@ class DecoderLayer(Layer):
             float[R, T, D], and float[R, H, T, S] or None.
         """
         normed = self.self_attn_layer_norm(x)
-        keys, values = self.self_attn.keys_and_values(normed)
+        queries, keys, values = self.self_attn.project(normed)
         written = None
         if cache is not None:
             keys, values = cache.extend(number, keys, values)
             written = cache.mask
-        attended, _ = self.self_attn(normed, keys, values, self_bias, self_padding, written=written, prefix=prefix)
+        attended, _ = self.self_attn(queries, keys, values, self_bias, self_padding, written=written, prefix=prefix)
         if self.self_attn_ln is not None:
             attended = self.self_attn_ln(attended)
         x = self.add(x, attended)
@@ -154,8 +154,8 @@ class DecoderLayer(Layer):
             keys, values = self.encoder_attn.keys_and_values(source)
             if cache is not None:
                 cache.source[number] = keys, values
-        normed = self.encoder_attn_layer_norm(x)
-        attended, weights = self.encoder_attn(normed, keys, values, cross_bias, cross_padding, need_weights)
+        queries = self.encoder_attn.queries(self.encoder_attn_layer_norm(x))
+        attended, weights = self.encoder_attn(queries, keys, values, cross_bias, cross_padding, need_weights)
         if self.cross_attn_ln is not None:
             attended = self.cross_attn_ln(attended)
         return self.feed_forward(self.add(x, attended)), weights

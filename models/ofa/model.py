@@ -18,6 +18,7 @@ from .config import ARCHITECTURES, OFAConfig, add_inert_flags, apply_architectur
 from .decoder import Decoder
 from .encoder import Encoder
 from .layers import touch
+from .position import grid_sines
 
 Outputs = tuple[Tensor, dict[str, list[Tensor | None]]]
 
@@ -43,6 +44,9 @@ class OFAModel(FairseqEncoderDecoderModel):
         if cfg.lora:
             tuning.put_lora(self, cfg)
         self.apply(functools.partial(_initialise, xavier=cfg.linear_init == "xavier"))
+        if cfg.image_position_init == "sines":
+            positions = self.encoder.embed_image_positions.weight
+            positions.data.copy_(grid_sines(cfg.image_bucket_size, positions.shape[1]))
         tuning.start(self)
         mark_matrices(self)
         tuning.freeze(self, cfg)

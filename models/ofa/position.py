@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 CODE_TAIL = 769  # official unify_transformer.py: so many positions behind the last code
 CODE_TAIL_CELL = 1024  # and the grid cell that they all have
+SINES = 0.3  # beside what is seen, whose size is near 1 where a patch holds something
 
 
 def token_buckets(bucket_size: int, positions: int) -> Tensor:
@@ -66,6 +67,25 @@ def grid_positions(height: int, width: int, side: int) -> Tensor:
     """Position ids of a `height` x `width` picture in the top left of a grid of `side` cells: int64[height * width]."""
     rows, columns = torch.arange(height), torch.arange(width)
     return (rows[:, None] * side + columns[None, :] + 1).flatten()
+
+
+def grid_sines(side: int, width: int) -> Tensor:
+    """A table of positions that begins as a grid: sines and cosines of row and column, waves of 4 to 4 * side cells.
+
+    Args:
+        side: cells of a side of the grid, n.
+        width: D.
+
+    Returns:
+        float[n * n + 1, D], at most `SINES` each, zero for the position before the grid and in the last D % 4 columns.
+    """
+    waves = width // 4
+    angles = torch.arange(side)[:, None] * math.pi / 2 * side ** -torch.linspace(0, 1, waves)  # [n, D / 4]
+    line = torch.cat([angles.sin(), angles.cos()], 1)  # [n, D / 2]
+    table = torch.zeros(side * side + 1, width)
+    table[1:, : 2 * waves] = line.repeat_interleave(side, 0)
+    table[1:, 2 * waves : 4 * waves] = line.repeat(side, 1)
+    return SINES * table
 
 
 def code_positions(code_image_size: int, side: int) -> Tensor:

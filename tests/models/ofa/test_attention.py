@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofa_plugin.models.ofa.attention import Attention, FlashWithBias
+from ofa_plugin.models.ofa.position import split_heads
+from ofa_plugin.models.ofa.tuning import LoRALinear
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 3, 2, 4, 5, 8
 
@@ -51,10 +53,10 @@ def test_fused_values_and_gradients_are_those_of_plain_attention(
 def test_module_gives_the_same_with_and_without_the_fused_path(monkeypatch: pytest.MonkeyPatch, need_weights: bool):
     attention = Attention(16, HEADS, 2.0, scale_heads=True)
     x, bias = torch.randn(ROWS, KEYS, 16), torch.randn(1, HEADS, KEYS, KEYS, requires_grad=True)
-    fused, _ = attention(x, *attention.keys_and_values(x), bias)
+    fused, _ = attention(*attention.project(x), bias)
     (fused_gradient,) = torch.autograd.grad(fused.square().sum(), bias)
     monkeypatch.setattr(FlashWithBias, "serves", staticmethod(lambda queries, bias: False))
-    other, weights = attention(x, *attention.keys_and_values(x), bias, need_weights=need_weights)
+    other, weights = attention(*attention.project(x), bias, need_weights=need_weights)
     (gradient,) = torch.autograd.grad(other.square().sum(), bias)
     torch.testing.assert_close(other, fused, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, fused_gradient, rtol=1e-4, atol=1e-6)
@@ -66,7 +68,7 @@ def test_fused_path_keeps_no_weights_of_every_row():
     x, bias = torch.randn(8, 40, 16), torch.randn(1, HEADS, 40, 40, requires_grad=True)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        attention(x, *attention.keys_and_values(x), bias)
+        attention(*attention.project(x), bias)
     assert max(sizes) < 8 * HEADS * 40 * 40
 
 
@@ -92,7 +94,7 @@ def test_16_bits_that_learn_a_bias_are_close_to_32():
     for module, dtype in ((attention, torch.float32), (other, torch.bfloat16)):
         learned, given = (part.detach().to(dtype).clone().requires_grad_() for part in (bias, x))
         assert FlashWithBias.serves(given, learned) == (dtype == torch.float32)
-        out, _ = module(given, *module.keys_and_values(given), learned, padding.to(dtype))
+        out, _ = module(*module.project(given), learned, padding.to(dtype))
         out.float().square().sum().backward()
         found.append([out.detach(), given.grad, learned.grad])
     for wide, narrow in zip(*found, strict=True):
@@ -102,9 +104,34 @@ def test_16_bits_that_learn_a_bias_are_close_to_32():
 def test_dropout_works_on_the_attention_weights():
     attention = Attention(16, HEADS, 2.0, scale_heads=True, dropout=0.5).train()
     x, bias = torch.randn(2, 6, 16), torch.zeros(1, HEADS, 6, 6, requires_grad=True)
-    first, _ = attention(x, *attention.keys_and_values(x), bias)
-    second, _ = attention(x, *attention.keys_and_values(x), bias)
+    first, _ = attention(*attention.project(x), bias)
+    second, _ = attention(*attention.project(x), bias)
     assert not torch.equal(first, second)
     attention.eval()
-    once, _ = attention(x, *attention.keys_and_values(x), bias)
-    assert torch.equal(attention(x, *attention.keys_and_values(x), bias)[0], once)
+    once, _ = attention(*attention.project(x), bias)
+    assert torch.equal(attention(*attention.project(x), bias)[0], once)
+
+
+def test_projections_of_one_product_are_those_of_each_layer():
+    """Values, and gradients of input, matrices and offsets; without gradients, and with LoRA, layer by layer."""
+    torch.manual_seed(5)
+    attention = Attention(16, HEADS, 2.0, scale_heads=False)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        nn.init.normal_(layer.bias)
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weights = [x, *(parameter for layer in layers for parameter in layer.parameters())]
+    apart = [split_heads(layer(x), HEADS) for layer in layers]
+    directions = [torch.randn_like(part) for part in apart]
+    expected = torch.autograd.grad(apart, weights, directions)
+    for found, own in ((attention.project(x), directions), (attention.keys_and_values(x), directions[1:])):
+        torch.testing.assert_close(list(found), apart[-len(found) :])
+        gradients = torch.autograd.grad(found, weights, own, allow_unused=True)
+        torch.testing.assert_close(gradients[3:], expected[3:])
+    gradients = torch.autograd.grad(attention.project(x), weights, directions)
+    torch.testing.assert_close(gradients, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(list(attention.project(x)), apart, rtol=0, atol=0)
+    attention.q_proj = LoRALinear(attention.q_proj, 2, 4.0)
+    nn.init.ones_(attention.q_proj.lora_b)
+    torch.testing.assert_close(attention.project(x)[0], split_heads(attention.q_proj(x), HEADS))

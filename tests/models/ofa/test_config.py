@@ -43,6 +43,15 @@ def test_official_switches_given_as_well_stay_on():
     assert all(getattr(cfg, key) is True for key in SWITCHED_ON["ofa_tiny"])
 
 
+def test_only_nano_sees_positions_in_its_inputs_and_its_older_checkpoints_do_not():
+    assert [arch for arch in ARCHITECTURES if from_command_line("--arch", arch).entangle_position_embedding] == [
+        "ofa_nano"
+    ]
+    assert from_command_line("--arch", "ofa_base", "--entangle-position-embedding").entangle_position_embedding is True
+    older = resolve({"_name": "ofa_nano", "entangle_position_embedding": False})
+    assert older.entangle_position_embedding is False
+
+
 def test_a_flag_wins_over_the_arch():
     cfg = from_command_line("--arch", "ofa_nano", "--max-source-positions", "80", "--relu-dropout", "0.3")
     assert (cfg.max_source_positions, cfg.max_target_positions, cfg.activation_dropout) == (80, 256, 0.3)

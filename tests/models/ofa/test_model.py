@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ofa_plugin.errors import UserError
 from ofa_plugin.models.ofa.layers import drop_path
+from ofa_plugin.models.ofa.position import grid_sines
 from tests.helpers.small_model import build_small, load_case, net_input, small_copy, small_model
 
 
@@ -64,6 +65,13 @@ def test_pad_row_starts_at_random_and_biases_at_zero():
     assert model.encoder.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert model.encoder.token_rel_pos_table_list[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.encoder.image_proj.bias.abs().max() == 0
+
+
+def test_positions_of_patches_start_as_sines_where_asked():
+    model, _ = build_small(recipe=None, image_position_init="sines", entangle_position_embedding=True)
+    started = model.encoder.embed_image_positions.weight
+    assert torch.equal(started, grid_sines(model.encoder.image_bucket_size, started.shape[1]))
+    assert 0.015 < build_small(recipe=None)[0].encoder.embed_image_positions.weight.std() < 0.025
 
 
 def test_attention_is_returned_on_request_only(batch: dict[str, Tensor]):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from ofa_plugin.models.ofa.position import (
     code_positions,
     grid_positions,
+    grid_sines,
     image_bucket_count,
     image_buckets,
     token_buckets,
@@ -49,3 +51,17 @@ def test_code_positions_stay_inside_a_small_grid():
     assert len(positions) == 16 * 16 + 770
     assert positions[:4].tolist() == [0, 1, 2, 3]
     assert positions.max() == 256
+
+
+@pytest.mark.parametrize(("side", "width"), [(8, 16), (16, 128), (3, 10)])
+def test_grid_sines_tell_row_and_column(side: int, width: int):
+    table = grid_sines(side, width)
+    assert table.shape == (side * side + 1, width) and table[0].eq(0).all() and table.abs().max() <= 0.3
+    cells = table[1:].view(side, side, width)
+    half = width // 4 * 2
+    assert torch.equal(cells[..., :half], cells[:, :1, :half].expand(side, side, half))  # of the row alone
+    assert torch.equal(cells[..., half : 2 * half], cells[:1, :, half : 2 * half].expand(side, side, half))
+    apart = torch.pdist(table[1:]).min()
+    assert apart > 0.02
+    near, far = (cells[0, 0] - cells[0, 1]).norm(), (cells[0, 0] - cells[0, 2]).norm()
+    assert near < far
