@@ -21,7 +21,7 @@ from ...whole_file import replacing
 from .. import palette
 from ..text import SEPARATOR
 from .drawing import draw_scene, encode_png
-from .language import ANSWERS, OBJECTS, ask, ask_region, captions, describe, expression, named_objects
+from .language import ANSWERS, OBJECTS, ask, ask_region, captions, describe, expression, full_name, named_objects
 from .scene import COLOURS, KINDS, UNSEEN_BACKGROUNDS, UNSEEN_PAIRS, Contents, Scene, Shape, pick, random_scene
 
 FORMAT = 1  # of the files; another number means that the same seed gives another world
@@ -99,10 +99,11 @@ class World:
             kind = self.turns[index % len(self.turns)]
             return scene.digest, _vision_language(split, index, kind, scene, draw, cell)
         if source == "image":
-            said = " ".join(map(str, palette.encode(image, self.code_side)))
-        else:
-            said = SEPARATOR.join(f"{_numbers(shape)},{_class(shape)},{' '.join(shape.pair)}" for shape in scene.shapes)
-        return scene.digest, {name: f"{index}\t{cell}\t{said}"}
+            return scene.digest, {name: f"{index}\t{cell}\t{' '.join(map(str, palette.encode(image, self.code_side)))}"}
+        lines = {name: f"{index}\t{cell}\t{_objects(scene, lambda shape: ' '.join(shape.pair))}"}
+        if split == "train":
+            lines["described/train.tsv"] = f"{index}\t{cell}\t{_objects(scene, full_name)}"
+        return scene.digest, lines
 
 
 def write_world(folder: Path, world: World, workers: int, advance: Callable[[int], object]) -> dict[str, int]:
@@ -223,6 +224,10 @@ def _refer(scene: Scene, draw: np.random.Generator, about: Shape | None) -> tupl
 
 def _numbers(shape: Shape) -> str:
     return ",".join(map(str, shape.box))
+
+
+def _objects(scene: Scene, name: Callable[[Shape], str]) -> str:
+    return SEPARATOR.join(f"{_numbers(shape)},{_class(shape)},{name(shape)}" for shape in scene.shapes)
 
 
 def _class(shape: Shape) -> int:

@@ -126,7 +126,7 @@ def test_the_command_of_the_page_on_data_makes_the_table_shown_there(tmp_path):
     assert all(line[:40] in page for line in table)
     named = re.findall(r"`([\w/]+\.(?:tsv|txt|json))`", page.partition("## A world of shapes")[2])
     files = {path.name for path in (tmp_path / "shapes").rglob("*.*")}
-    assert len(named) == 8 and {name.rpartition("/")[2] for name in named} <= files
+    assert len(named) == 10 and {name.rpartition("/")[2] for name in named} <= files
 
 
 def test_the_commands_of_the_page_on_pretraining_train_evaluate_and_ask(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from ofa_plugin.data import palette
 from ofa_plugin.data.world.drawing import draw_scene
 from ofa_plugin.data.world.files import ROW_TYPES, SOURCES, SPLITS, World, claim, total, write_mark, write_world
-from ofa_plugin.data.world.language import OBJECTS, expression
+from ofa_plugin.data.world.language import OBJECTS, expression, full_name
 from ofa_plugin.data.world.scene import COLOURS, UNSEEN_BACKGROUNDS, UNSEEN_PAIRS
 from ofa_plugin.errors import UserError
 from tests.helpers.reader import answer, caption_is_true, is_true, the
@@ -53,7 +53,7 @@ def test_any_number_of_processes_writes_the_same_bytes(folder, tmp_path):
     for name in found:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
     assert {str(name.parent) for name in found} == {
-        *(".", "negative_sample", "caption", "vqa_gen", "refcoco", "region_vqa"),
+        *(".", "negative_sample", "caption", "vqa_gen", "refcoco", "region_vqa", "described"),
         *SPLITS,
     }
     assert not [name for name in found if name.suffix == ".tmp"]
@@ -105,6 +105,18 @@ def test_text_image_and_detection_rows(folder, split):
         assert [tuple(map(float, cells[:4])) for cells in listed] == [shape.box for shape in scene.shapes]
         assert [cells[5] for cells in listed] == [f"{shape.colour} {shape.kind}" for shape in scene.shapes]
         assert all(0 <= int(cells[4]) < 48 for cells in listed)
+
+
+def test_objects_to_learn_to_see_by_are_those_of_the_detection_file_as_captions_call_them(folder):
+    described = rows(folder / "described" / "train.tsv")
+    assert [path.name for path in (folder / "described").iterdir()] == ["train.tsv"]
+    for index, (row, plain) in enumerate(zip(described, examples(folder, "train", "detection"), strict=True)):
+        scene, _ = WORLD.scene("train", "detection", index)
+        assert row[:2] == plain[:2]
+        called, named = (objects.split("&&") for objects in (row[2], plain[2]))
+        assert [cell.rsplit(",", 1)[0] for cell in called] == [cell.rsplit(",", 1)[0] for cell in named]
+        assert [cell.rsplit(",", 1)[1] for cell in called] == [full_name(shape) for shape in scene.shapes]
+        assert all(cell.rsplit(",", 1)[1] in OBJECTS for cell in called)
 
 
 def test_plain_training_files_are_the_rows_of_the_mixture(folder):
