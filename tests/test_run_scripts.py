@@ -549,12 +549,12 @@ def test_pretraining_trains_on_official_files(shapes, tmp_path):
     (data / "negative_sample").symlink_to(shapes.root / "negative_sample")
     environment = {"PATH": os.environ["PATH"], "GPUS": "0", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     environment |= {"BPE_DIR": str(shapes.root / "bpe"), "SAVE": str(tmp_path / "save")}
-    flags = ("--max-update", "2", "--num-workers", "0", "--patch-image-size", "64", "--max-image-size", "64")
+    flags = ("--max-update", "5", "--num-workers", "0", "--patch-image-size", "64", "--max-image-size", "64")
     flags += ("--code-image-size", "32")
     command = ["bash", str(ROOT / "run_scripts" / "pretrain.sh"), "train", "nano", str(data), *flags]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "num_updates 2" in finished.stdout and "loss_detection" in finished.stdout
+    assert "num_updates 5" in finished.stdout and "loss_detection" in finished.stdout
     state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)
     assert state["cfg"]["task"]["_name"] == "unify_task" and state["cfg"]["dataset"]["batch_size"] == 16
 
