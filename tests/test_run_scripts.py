@@ -82,7 +82,9 @@ def test_stock_takes_every_flag_of_every_recipe(name, verb, size):
     args = parsed(script(name, verb, size, "/data", BPE_DIR="/bpe", CKPT="/c.pt"))
     assert args.user_dir == USER_DIR and args.data == "/data" and args.bpe_dir == "/bpe"
     if verb == "train":
-        assert args.arch == f"ofa_{size}" and args.lr_scheduler == "ofa_polynomial_decay"
+        held = (name, size) == ("pretrain.sh", "nano")  # the one whose rate does not fall from the start
+        assert args.arch == f"ofa_{size}"
+        assert args.lr_scheduler == ("tri_stage" if held else "ofa_polynomial_decay")
         total = TOTALS[args.task]
         assert args.batch_size * args.update_freq[0] == total or size == "nano"
     else:
