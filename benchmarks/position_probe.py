@@ -45,18 +45,6 @@ ASKED = ("relation", "relation", "place", "color")  # as often as they stand her
 Row = tuple[list[tuple[int, int, int, int]], list[str], list[str]]  # shapes (colour, kind, row, column), source, target
 
 
-class Features(nn.Module):
-    """In the place of a backbone: what it is given are features already."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.out_channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As it is."""
-        return x
-
-
 def scene(draw: random.Random) -> list[tuple[int, int, int, int]]:
     """Two to four shapes, no two alike, not beside each other."""
     pairs = draw.sample([(colour, kind) for colour in range(COLOURS) for kind in range(KINDS)], draw.randint(2, 4))
@@ -133,7 +121,7 @@ def train(switches: dict[str, Any], updates: int, seed: int, every: int) -> list
         resolve({"_name": "ofa_nano", "image_bucket_size": SIDE, "code_image_size": 64, **switches}), symbols
     )
     channels = model.encoder.image_proj.in_features
-    model.encoder.embed_images = Features(channels)
+    model.encoder.embed_images = nn.Identity()  # what it is given are features already
     looks = torch.randn(COLOURS + KINDS, channels, generator=torch.Generator().manual_seed(seed)) / 2
     rate = 1e-3
     optimiser = FairseqMuon(

@@ -39,8 +39,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of self-attention: float[B, S, D] to three float[B, H, S, D / H]."""
-        queries, keys, values = self._projected(x, self.q_proj, self.k_proj, self.v_proj)
-        return queries, keys, values
+        return self._projected(x, self.q_proj, self.k_proj, self.v_proj)
 
     def queries(self, x: Tensor) -> Tensor:
         """float[R, T, D] to float[R, H, T, D / H]."""
@@ -48,22 +47,20 @@ class Attention(nn.Module):
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, S, D] to two float[B, H, S, D / H]."""
-        keys, values = self._projected(source, self.k_proj, self.v_proj)
-        return keys, values
+        return self._projected(source, self.k_proj, self.v_proj)
 
-    def _projected(self, x: Tensor, *layers: nn.Linear) -> list[Tensor]:
+    def _projected(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
         """What each layer makes of float[B, S, D], split into heads.
 
         In training as one product: its matrix is put together each time, which costs less than the calls it saves.
         Layers that do more than multiply, such as LoRA's, are asked one by one.
         """
-        plain = all(type(layer) is nn.Linear and "forward" not in vars(layer) for layer in layers)
-        if not (plain and torch.is_grad_enabled()):
-            return [split_heads(layer(x), self.heads) for layer in layers]
-        together = F.linear(
-            x, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        )
-        return [split_heads(part, self.heads) for part in together.chunk(len(layers), -1)]
+        if torch.is_grad_enabled() and all(type(layer) is nn.Linear for layer in layers):
+            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            parts = F.linear(x, weight, bias).chunk(len(layers), -1)
+        else:
+            parts = [layer(x) for layer in layers]
+        return tuple(split_heads(part, self.heads) for part in parts)
 
     def forward(
         self,

@@ -144,8 +144,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         token_bucket_size=64,
         image_bucket_size=16,
         linear_init="xavier",
-        # what stands left of what is learned from half the examples where inputs hold positions, sooner still where
-        # these begin as a grid
+        # who stands left of whom is learned sooner where inputs hold positions, and sooner still where these begin as
+        # a grid (benchmarks/position_probe.py)
         image_position_init="sines",
         entangle_position_embedding=True,
     ),
