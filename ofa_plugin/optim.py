@@ -1,4 +1,4 @@
-"""The learning-rate schedule of every recipe: linear warm-up by updates or by ratio, then polynomial decay.
+"""The learning-rate schedule of every recipe: linear warm-up by updates or by ratio, a hold, then polynomial decay.
 
 The total is often known in epochs only, and an epoch's length only once the training data are open; so the task says it
 here (`note_epoch_length`), and the schedule asks for it when the first epoch begins.
@@ -36,6 +36,9 @@ class OFAPolynomialDecayConfig(FairseqDataclass):
     warmup_ratio: float = field(
         default=-1.0, metadata={"help": "rise over this share of all updates instead; not positive: off"}
     )
+    hold_ratio: float = field(
+        default=0.0, metadata={"help": "after the warm-up keep --lr for this share of all updates, then decay"}
+    )
     force_anneal: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "from this epoch on decay from the rate reached, not from --lr"}
     )
@@ -52,7 +55,7 @@ class OFAPolynomialDecayConfig(FairseqDataclass):
 
 @register_lr_scheduler("ofa_polynomial_decay", dataclass=OFAPolynomialDecayConfig)
 class OFAPolynomialDecay(FairseqLRScheduler):
-    """`lr * n / warm-up` up to update `warm-up`, then down to the end rate at the last update.
+    """`lr * n / warm-up` up to update `warm-up`, `lr` while it is held, then down to the end rate at the last update.
 
     The rate depends on the number of updates alone, so a resumed run goes on exactly. Update 0 has the rate of update
     1: otherwise the first step of every run would be taken with a rate of 0.
@@ -70,6 +73,8 @@ class OFAPolynomialDecay(FairseqLRScheduler):
             )
         if cfg.warmup_ratio > 1:
             raise UserError(f"--warmup-ratio {cfg.warmup_ratio}: a share of all updates, at most 1")
+        if not 0 <= cfg.hold_ratio <= 1:
+            raise UserError(f"--hold-ratio {cfg.hold_ratio}: a share of all updates, from 0 to 1")
         if cfg.warmup_updates < 0:
             raise UserError(f"--warmup-updates {cfg.warmup_updates}: must not be negative")
         self.lr = cfg.lr[0]
@@ -109,7 +114,10 @@ class OFAPolynomialDecay(FairseqLRScheduler):
             return self.lr
         if num_updates >= total:
             return self.cfg.end_learning_rate
-        left = 1 - (num_updates - warmup) / (total - warmup)
+        held_until = warmup + int(total * self.cfg.hold_ratio)
+        if num_updates <= held_until:
+            return self.lr
+        left = (total - num_updates) / (total - held_until)
         return (self.lr - self.cfg.end_learning_rate) * left**self.cfg.power + self.cfg.end_learning_rate
 
     def total_updates(self) -> float | None:

@@ -19,8 +19,7 @@ LARGE=(--lr 1e-4 --max-epoch 50 --warmup-ratio 0.01 --clip-norm 5.0 --patch-imag
 case $SIZE in
   nano) # for `ofa make-shapes`, with --resnet-model-path; answers of two tokens would weigh little beside captions of twenty
     TOTAL=32 EACH=16 RECIPE=(--lr 1e-3 --max-update 2700 --adam-betas '(0.9,0.98)' --dropout 0
-      --lr-scheduler tri_stage --phase-ratio '(0.02,0.78,0.2)' --final-lr-scale 0.02
-      --patch-image-size 128 --max-image-size 128 --code-image-size 64 --no-rand-augment --mixture 8:1:1:4
+      --warmup-ratio 0.02 --hold-ratio 0.78 --patch-image-size 128 --max-image-size 128 --code-image-size 64 --no-rand-augment --mixture 8:1:1:4
       --kind-weights 'vqa=10,matching=6,grounding=3,region_caption=2,detection=4')
     ((GPUS > 0)) || RECIPE+=(--optimizer muon --muon-lr-scale 3 --autocast auto --num-workers 0) # muon not with --fp16
     ;;

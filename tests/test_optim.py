@@ -96,6 +96,15 @@ def test_short_runs_do_not_divide_by_zero():
     assert build(max_epoch=3, warmup_ratio=0.5).step_update(0) == 0
 
 
+def test_a_held_rate_falls_in_what_is_left():
+    schedule = build(max_update=100, warmup_ratio=0.02, hold_ratio=0.78, end_learning_rate=2e-6)
+    rates = [schedule.step_update(n) for n in (1, 2, 3, 80, 90, 100)]
+    assert rates == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4, 5.1e-5, 2e-6])
+    for updates in (1, 2, 4):  # too few for every phase
+        schedule = build(max_update=updates, warmup_ratio=0.02, hold_ratio=1.0)
+        assert [schedule.step_update(n) for n in range(updates + 1)] == pytest.approx([1e-4] * updates + [0])
+
+
 def test_power_and_annealing():
     schedule = build(max_update=10, power=2.0, force_anneal=2)
     schedule.step_begin_epoch(1)
@@ -110,6 +119,7 @@ def test_power_and_annealing():
         ({}, "--max-update, --max-epoch or --total-num-update"),
         ({"max_update": 5, "warmup_ratio": 1.5}, "--warmup-ratio 1.5"),
         ({"max_update": 5, "warmup_updates": -1}, "--warmup-updates -1"),
+        ({"max_update": 5, "hold_ratio": 1.1}, "--hold-ratio 1.1"),
     ],
 )
 def test_a_schedule_without_an_end_is_refused(options, message):
@@ -124,7 +134,7 @@ def test_a_task_that_does_not_tell_an_epochs_length_is_named():
         schedule.step_begin_epoch(1)
 
 
-def test_the_command_line_knows_the_official_names_and_only_those():
+def test_the_command_line_knows_the_official_names():
     parser = options.get_training_parser()
     command = (
         "data --arch transformer_tiny --optimizer adam --lr-scheduler ofa_polynomial_decay --lr 5e-5 --max-epoch 3 "
