@@ -17,9 +17,10 @@ LARGE=(--lr 1e-4 --max-epoch 50 --warmup-ratio 0.01 --clip-norm 5.0 --patch-imag
   --save-interval-updates 6000 --keep-interval-updates 15 --fp16-scale-window 128)
 
 case $SIZE in
-  nano) # for `ofa make-shapes`, with --resnet-model-path; answers of two tokens would weigh little beside captions of twenty
+  nano) # for `ofa make-shapes`, with a frozen --resnet-model-path; answers of two tokens would weigh little beside captions of twenty
     TOTAL=32 EACH=16 RECIPE=(--lr 1e-3 --max-update 2700 --adam-betas '(0.9,0.98)' --dropout 0
-      --warmup-ratio 0.02 --hold-ratio 0.78 --patch-image-size 128 --max-image-size 128 --code-image-size 64 --no-rand-augment --mixture 8:1:1:4
+      --warmup-ratio 0.02 --hold-ratio 0.78 --no-rand-augment
+      --patch-image-size 128 --max-image-size 128 --code-image-size 64 --mixture 8:1:1:4
       --kind-weights 'vqa=10,matching=6,grounding=3,region_caption=2,detection=4')
     ((GPUS > 0)) || RECIPE+=(--optimizer muon --muon-lr-scale 3 --autocast auto --num-workers 0) # muon not with --fp16
     ;;

@@ -131,9 +131,8 @@ def test_the_command_of_the_page_on_data_makes_the_table_shown_there(tmp_path):
 
 def test_the_commands_of_the_page_on_pretraining_train_evaluate_and_ask(tmp_path):
     train, ask = (block.replace("run_scripts/", f"{ROOT}/run_scripts/") for block in blocks("docs/pretraining.md"))
-    train = train.replace("resnet.pt\nPROCS", "resnet.pt --batches 2\nPROCS")
     train = train.replace("--resnet-model-path resnet.pt", "--resnet-model-path resnet.pt --max-update 2")
-    typed(train, tmp_path, rows="64", vocab_size="420")
+    typed(train, tmp_path, rows="64", vocab_size="420", batches="2")
     scores = json.loads((tmp_path / "results" / "pretrain_nano" / "valid_scores.json").read_text())
     assert {"cider", "vqa_score", "detection_ap50"} <= set(scores)
     finished = typed(ask, tmp_path)

@@ -30,9 +30,9 @@ def test_a_mixture_of_eight_tasks_is_learned_from_shapes(tmp_path):
     texts = (f"{world}/train/vision_language_examples.tsv:2,3,4", f"{world}/train/text_examples.tsv:1")
     run(*ofa, "train-bpe", world / "bpe", *texts, "--vocab-size", 480)
     backbone = tmp_path / "resnet.pt"
-    run(*ofa, "train-backbone", world / "described" / "train.tsv", backbone)
+    run(*ofa, "train-backbone", world / "described" / "train.tsv", backbone, "--batches", 1500)
     script = ("bash", ROOT / "run_scripts" / "pretrain.sh", "train", "nano", world, "--disable-validation")
-    script += ("--resnet-model-path", backbone)
+    script += ("--resnet-model-path", backbone, "--freeze-resnet-weights")
     where = {"PROCS": "2", "BPE_DIR": str(world / "bpe"), "SAVE": str(tmp_path / "save"), "PYTHON": sys.executable}
     run(*script, **where)
     table = run(
