@@ -203,7 +203,7 @@ def main() -> None:
     for title in titles:
         cells = [f"{found[split][title]:.2f} | {guessed[split].get(title, float('nan')):.2f}" for split in splits]
         print(f"| {title} | {' | '.join(cells).replace('nan', '')} |")
-    if args.detail:
+    if args.detail and any(details.values()):
         print("\n| right, % | " + " | ".join(f"{split} | rows" for split in splits) + " |")
         print("|---|" + "---|---|" * len(splits))
         for title in sorted({title for counts in details.values() for title in counts}):
