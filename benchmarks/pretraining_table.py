@@ -111,7 +111,7 @@ def detail(world: Path, split: str, entries: list[dict[str, Any]]) -> dict[str, 
         elif entry["kind"] == "region_caption":
             form = "with a texture" if any(word in TEXTURED for word in caption.split()) else "without a texture"
             count(f"grounded caption {form}", entry["answer"] == caption)
-    return dict(sorted(counts.items()))
+    return counts
 
 
 def _untextured(caption: str) -> str:
