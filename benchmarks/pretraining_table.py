@@ -43,8 +43,6 @@ ASKED = {
     "no region": "the same without the region, %",
     "other region": "the same with another region, %",
 }
-
-
 QUESTIONS = {  # how the questions of each type begin
     "is A left of B?": "is the ",
     "what is left of A?": "what is ",
@@ -183,7 +181,8 @@ def main() -> None:
         for split in splits:
             flags = ("--kinds", args.kinds) if args.kinds else ()
             values, entries = answered(world, args.checkpoint, split, *flags, log=split)
-            details[split] = detail(world, split, entries)
+            if args.detail:
+                details[split] = detail(world, split, entries)
             found[split] = {METRICS[kind][1]: METRICS[kind][2] * values[METRICS[kind][0]] for kind in kinds}
             if args.kinds:
                 continue
@@ -203,7 +202,7 @@ def main() -> None:
     for title in titles:
         cells = [f"{found[split][title]:.2f} | {guessed[split].get(title, float('nan')):.2f}" for split in splits]
         print(f"| {title} | {' | '.join(cells).replace('nan', '')} |")
-    if args.detail and any(details.values()):
+    if any(details.values()):
         print("\n| right, % | " + " | ".join(f"{split} | rows" for split in splits) + " |")
         print("|---|" + "---|---|" * len(splits))
         for title in sorted({title for counts in details.values() for title in counts}):

@@ -179,7 +179,7 @@ def _script(name: str) -> str:
 def _train(out: Path, quick: bool) -> None:
     """The backbone, then one run: of a process for each core, up to `RANKS`, or of one process on the GPU."""
     named = ("--image-size", SIDE, "--batches", QUICK_BATCHES if quick else BATCHES)
-    detections = out / "data" / "described" / "train.tsv"
+    detections = out / "data" / "train" / "detection_examples.tsv"
     _run_all(out, {"train-backbone": [_script("ofa"), "train-backbone", detections, out / "resnet.pt", *named]})
     processes = 1 if _has_gpu() else min(RANKS, _cores())
     command = _train_command(out, QUICK_UPDATES if quick else UPDATES, RANKS // processes)
@@ -200,7 +200,7 @@ def _train_command(out: Path, updates: int, update_freq: int) -> list[Any]:
         *(_script("fairseq-train"), out / "data", "--user-dir", USER_DIR, "--task", "unify_task", "--arch", "ofa_nano"),
         *("--patch-image-size", SIDE, "--max-image-size", SIDE, "--code-image-size", SIDE // 2),
         *("--bpe", "sentencepiece", "--bpe-dir", out / "bpe", "--num-bins", 100, "--code-dict-size", 256),
-        *("--resnet-model-path", out / "resnet.pt", "--freeze-resnet-weights"),
+        *("--resnet-model-path", out / "resnet.pt"),
         *("--criterion", "adjust_label_smoothed_cross_entropy", *RECIPE, *_optimizer(), "--update-freq", update_freq),
         *("--max-update", updates, "--num-workers", 1, "--disable-validation", "--no-epoch-checkpoints"),
         *("--save-dir", out / "checkpoint", "--report-accuracy", "--log-format", "json", "--log-interval", 10),
