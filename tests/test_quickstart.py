@@ -44,13 +44,22 @@ def test_one_core_computes_what_two_would(tmp_path, monkeypatch):
     )
     for cores in (1, 2, 8):
         monkeypatch.setattr(quickstart, "_cores", lambda cores=cores: cores)
-        quickstart._train(tmp_path, quick=True)
+        quickstart._train(tmp_path, batches=4, updates=6)
     words = [[list(map(str, command)) for command in commands.values()] for commands in started]
     flags = ("--distributed-world-size", "--update-freq")
     assert [[first[first.index(flag) + 1] for flag in flags] for first, *_ in words] == [["1", "2"], *[["2", "1"]] * 2]
     assert [len(commands) for commands in words] == [1, 2, 2]
     assert [command[-2:] for command in words[1]] == [["--distributed-rank", "0"], ["--distributed-rank", "1"]]
     assert "--distributed-init-method" not in words[0][0]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "gpu", "updates"), [("AVX2", False, 450), ("AVX2", True, 700), ("AVX512", False, 700)]
+)
+def test_processors_without_avx512_do_fewer_updates(monkeypatch, instructions, gpu, updates):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(quickstart, "_has_gpu", lambda: gpu)
+    assert quickstart._updates() == updates
 
 
 def test_a_failed_command_ends_the_others_and_is_shown(tmp_path, capsys):
