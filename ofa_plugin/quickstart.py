@@ -180,7 +180,7 @@ def _script(name: str) -> str:
 def _updates() -> int:
     """As many as two cores do in less than eight minutes together with the rest.
 
-    Processors without AVX-512 need twice the time. What the processor is decides, not how long something took, so that
+    Without AVX-512 `UPDATES` took more than ten. What the processor is decides, not how long something took, so that
     the same machine always makes the same model.
     """
     import torch
