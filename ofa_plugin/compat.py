@@ -525,8 +525,13 @@ def _refuse_at_start() -> None:
         launch.refuse_unsafe_start(cfg)  # fairseq-hydra-train imports the plug-in only after call_main
         stock_init(self, cfg, *args, **kwargs)
 
+    def verify_checkpoint_directory(save_dir: str) -> None:  # asked by rank 0 of training alone
+        stock_verify(save_dir)
+        launch.hold_save_folder(save_dir)
+
     stock_call = _replace(distributed_utils, "call_main", call_main)
     stock_init = _replace(Trainer, "__init__", functools.wraps(Trainer.__init__)(__init__))
+    stock_verify = _replace(checkpoint_utils, "verify_checkpoint_directory", verify_checkpoint_directory)
 
 
 # ---- a rank that is gone ---------------------------------------------------------------------------------------------
@@ -982,9 +987,9 @@ CURES = (
     Cure(
         "unsafe_starts",
         "--amp unscales twice; asynchronous writing and some CPU launches train nothing and exit 0; ranks that do not "
-        "know of each other train the same into one folder",
+        "know of each other, and a run that is started twice, train the same into one folder",
         SEEN,
-        "distributed.utils.call_main, Trainer.__init__",
+        "distributed.utils.call_main, Trainer.__init__, checkpoint_utils.verify_checkpoint_directory",
         _refuse_at_start,
     ),
     Cure(

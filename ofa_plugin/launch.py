@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from typing import Any
+import socket
+from typing import IO, Any
 
 import torch
 
 from .errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: a second run on the same folder is then not noticed
+    fcntl = None
 
 CPU_LAUNCH = (
     "--distributed-world-size N --distributed-rank R --distributed-init-method tcp://localhost:PORT "
@@ -47,6 +54,42 @@ def refuse_unsafe_start(cfg: Any) -> None:
         raise UserError(f"{flag} needs a GPU; on CPU leave it out, or add --fp16-no-flatten-grads")
     if cpu and cfg.distributed_training.distributed_world_size > 1 and getattr(cfg.model, "sync_bn", False):
         raise UserError("--sync-bn works on GPUs only; leave it out: the ranks' statistics are averaged before use")
+
+
+_held: dict[str, IO[str]] = {}
+"""By save folder, the open file that keeps other runs out of it."""
+
+
+def hold_save_folder(folder: str) -> None:
+    """Keeps other runs out of `--save-dir` until this process ends, however it ends: all would write the same files.
+
+    Does nothing where the system or the file system knows no locks.
+
+    Raises:
+        UserError: another process trains into it; names its host and number.
+    """
+    folder = os.path.realpath(folder)
+    if fcntl is None or folder in _held:
+        return
+    try:
+        file = open(os.path.join(folder, ".training"), "a+", encoding="utf-8")  # noqa: SIM115  open until the end
+    except OSError:
+        return  # stock has just tried to write here, and says what is wrong
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: loaders that outlive it hold nothing
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return
+        raise UserError(
+            f"--save-dir {folder}: {holder} is training into it; wait until that run has ended, or give another folder"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[folder] = file
 
 
 def launched_processes() -> int:

@@ -454,6 +454,23 @@ def test_flags_that_lose_something_are_refused_before_anything_is_written(toy, t
     assert not (tmp_path / "save").exists()
 
 
+def test_a_folder_that_is_trained_into_takes_no_second_run_until_the_first_has_ended(toy, tmp_path):
+    save = tmp_path / "save"
+    save.mkdir()
+    holding = (
+        f"import sys; from ofa_plugin import launch; launch.hold_save_folder({str(save)!r}); print(); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        first.stdout.readline()
+        assert f"process {first.pid} on " in told(toy("--max-update", 1)) and not (save / "checkpoint_last.pt").exists()
+        ok(toy("--max-update", 1, save="other"))
+        ok(toy("--max-update", 1, without="unsafe_starts"))  # stock trains beside it
+        first.kill()
+    ok(toy("--max-update", 2))
+
+
 @pytest.mark.parametrize("flags", [("--fp16", "--fp16-no-flatten-grads"), ("--memory-efficient-fp16",)])
 def test_half_precision_that_works_on_cpu_is_let_through(tmp_path, flags):
     launch.refuse_unsafe_start(training_cfg(tmp_path, "--cpu", *flags))
