@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import compat, ema
 from .errors import UserError
 from .models.ofa.config import resolve
+from .models.ofa.model import OFAModel
 from .models.ofa.tuning import fold_lora, start_fresh, tuned_names
 from .whole_file import replacing
 
@@ -26,6 +27,7 @@ RECORD = "tuned_base"
 
 
 BASE_FLAG = "--finetune-from-model"
+BACKBONE = "encoder.embed_images."
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -133,14 +135,33 @@ def for_evaluation(task_cfg: Any, path: str, state: dict[str, Any]) -> None:
 
 
 def check_start(trainer: Any) -> None:
-    """Refuses a run that would save tuned weights without a base."""
+    """Refuses a run that would save tuned weights without a base; warns of one that freezes what was never trained."""
     cfg = trainer.cfg
-    if not getattr(cfg.model, "save_tuned_only", False):
-        return
     last = os.path.join(cfg.checkpoint.save_dir, "checkpoint_last.pt")
-    if not (cfg.checkpoint.finetune_from_model or cfg.checkpoint.restore_file != "checkpoint_last.pt"):
-        if not os.path.isfile(last):
-            raise UserError(f"--save-tuned-only saves what differs from a base: name one by {BASE_FLAG}")
+    if (
+        cfg.checkpoint.finetune_from_model
+        or cfg.checkpoint.restore_file != "checkpoint_last.pt"
+        or os.path.isfile(last)
+    ):
+        return
+    if getattr(cfg.model, "save_tuned_only", False):
+        raise UserError(f"--save-tuned-only saves what differs from a base: name one by {BASE_FLAG}")
+    _warn_of_random_weights(trainer)
+
+
+def _warn_of_random_weights(trainer: Any) -> None:
+    """What is frozen in a run that starts from nothing has never learned anything."""
+    model = trainer._model
+    if not isinstance(model, OFAModel) or not trainer.is_data_parallel_master:
+        return
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    random = [name for name in frozen if not (trainer.task.backbone_file and name.startswith(BACKBONE))]
+    if all(name.startswith(BACKBONE) for name in random):
+        what, way = "the image backbone", f"--resnet-model-path, or {BASE_FLAG}"
+    else:
+        what, way = f"{len(random)} weights, {random[0]} among them", BASE_FLAG
+    if random:
+        logger.warning(f"{what}: drawn at random and frozen, since this run starts from nothing; give {way}")
 
 
 def only_tuned(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:

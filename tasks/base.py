@@ -250,6 +250,7 @@ class OFATask(Interactive, FairseqTask):
         if cfg.uses_ema and not cfg.store_ema and not cfg.path:
             raise UserError("--uses-ema validates averaged weights: add --store-ema, which keeps them")
         self.uses_ema = cfg.uses_ema  # fairseq's trainer asks
+        self.backbone_file: str | None = None  # where the image backbone of a new model comes from
         if cfg.vocabulary:
             self.codec = Codec.restore(cfg.vocabulary, cfg.bpe_dir, cfg.num_bins, cfg.code_dict_size)
         else:
@@ -480,6 +481,7 @@ class OFATask(Interactive, FairseqTask):
         model = super().build_model(cfg, from_checkpoint)
         if path and not from_checkpoint:
             load_backbone(model.encoder.embed_images, path)
+            self.backbone_file = path
         if not from_checkpoint and isinstance(model, OFAModel) and get_global_rank() == 0:
             summary = tuning.describe(model, model.cfg)
             if summary:

@@ -95,6 +95,23 @@ def test_a_wrong_or_missing_base_is_refused(world, captioner, tmp_path, capsys):
     assert "--save-tuned-only saves what differs from a base" in refused
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--freeze-resnet-weights", "the image backbone: drawn at random and frozen"),
+        ("--freeze-encoder", "weights, encoder."),
+    ],
+)
+def test_freezing_what_nothing_has_taught_is_told(world, captioner, tmp_path, flag, said):
+    flags = (*world.flags("caption"), *TRAIN, flag, "--save-dir", tmp_path / "save")
+    assert said in ok(run("train", *flags, "--max-update", 1, log=tmp_path / "log")).output
+    started = [
+        ok(run("train", *flags, "--max-update", 2, log=tmp_path / "log")),
+        ok(train(world, captioner, tmp_path / "tuned", flag, "--max-update", 1)),
+    ]
+    assert not any("drawn at random" in one.output for one in started)
+
+
 def test_whole_checkpoints_are_saved_without_the_flag_and_average(world, captioner, tmp_path, capsys):
     ok(train(world, captioner, tmp_path / "save", *METHODS["adapter"], "--max-update", 2, "--save-interval-updates", 1))
     paths = [str(path) for path in sorted((tmp_path / "save").glob("checkpoint_1_*.pt"))]
