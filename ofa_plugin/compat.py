@@ -519,7 +519,10 @@ def _refuse_at_start() -> None:
             launch.refuse_unsafe_start(cfg)
         launch.one_process_on_cpu(cfg)
         launch.refuse_idle_launch(cfg)
-        stock_call(cfg, main, **kwargs)
+        try:
+            stock_call(cfg, main, **kwargs)
+        finally:
+            launch.release_save_folders()
 
     def __init__(self: Trainer, cfg: Any, *args: Any, **kwargs: Any) -> None:
         launch.refuse_unsafe_start(cfg)  # fairseq-hydra-train imports the plug-in only after call_main

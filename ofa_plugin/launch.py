@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -57,22 +58,22 @@ def refuse_unsafe_start(cfg: Any) -> None:
 
 
 _held: dict[str, IO[str]] = {}
-"""By save folder, the open file that keeps other runs out of it."""
+"""By name, the open files that keep other runs out of their folders."""
 
 
 def hold_save_folder(folder: str) -> None:
-    """Keeps other runs out of `--save-dir` until this process ends, however it ends: all would write the same files.
+    """Keeps other runs out of `--save-dir` until `release_save_folders`, or until this process ends, however it ends.
 
     Does nothing where the system or the file system knows no locks.
 
     Raises:
         UserError: another process trains into it; names its host and number.
     """
-    folder = os.path.realpath(folder)
-    if fcntl is None or folder in _held:
+    path = os.path.join(os.path.realpath(folder), ".training")
+    if fcntl is None or path in _held:
         return
     try:
-        file = open(os.path.join(folder, ".training"), "a+", encoding="utf-8")  # noqa: SIM115  open until the end
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  open until the end
     except OSError:
         return  # stock has just tried to write here, and says what is wrong
     try:
@@ -86,10 +87,22 @@ def hold_save_folder(folder: str) -> None:
         raise UserError(
             f"--save-dir {folder}: {holder} is training into it; wait until that run has ended, or give another folder"
         ) from None
+    if not (os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path))):
+        file.close()  # the run before has ended between the two lines, and has taken its file with it
+        return hold_save_folder(folder)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    _held[folder] = file
+    _held[path] = file
+
+
+def release_save_folders() -> None:
+    """Lets other runs in again, and leaves no file behind."""
+    while _held:
+        path, file = _held.popitem()
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        file.close()
 
 
 def launched_processes() -> int:

@@ -469,6 +469,7 @@ def test_a_folder_that_is_trained_into_takes_no_second_run_until_the_first_has_e
         ok(toy("--max-update", 1, without="unsafe_starts"))  # stock trains beside it
         first.kill()
     ok(toy("--max-update", 2))
+    assert not (save / ".training").exists()
 
 
 @pytest.mark.parametrize("flags", [("--fp16", "--fp16-no-flatten-grads"), ("--memory-efficient-fp16",)])
