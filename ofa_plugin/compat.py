@@ -611,8 +611,8 @@ def _take_bf16_for_bf16() -> None:
 
 def _say_where_it_starts() -> None:
     def load_checkpoint(cfg: Any, trainer: Trainer, **kwargs: Any) -> Any:
-        _choose_start(cfg, trainer)
-        _tuned().check_start(trainer)
+        if not _choose_start(cfg, trainer):
+            _tuned().check_fresh_start(trainer)
         try:
             extra_state, epoch_itr = stock(cfg, trainer, **kwargs)
         except ValueError as error:
@@ -626,8 +626,12 @@ def _say_where_it_starts() -> None:
     stock = _replace(checkpoint_utils, "load_checkpoint", load_checkpoint)
 
 
-def _choose_start(cfg: Any, trainer: Trainer) -> None:
-    """Which of two checkpoints wins, in one line; a file that was asked for and is missing ends the run."""
+def _choose_start(cfg: Any, trainer: Trainer) -> bool:
+    """Which of two checkpoints wins, in one line; a file that was asked for and is missing ends the run.
+
+    Returns:
+        Whether there is one to start from.
+    """
     last = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
     asked = cfg.restore_file if cfg.restore_file != "checkpoint_last.pt" else None
     if asked and not trainer.checkpoint_suffix and not PathManager.isfile(asked):
@@ -642,6 +646,7 @@ def _choose_start(cfg: Any, trainer: Trainer) -> None:
             )
     elif cfg.finetune_from_model and not PathManager.isfile(cfg.finetune_from_model):
         raise UserError(f"--finetune-from-model {cfg.finetune_from_model}: no such file; check the path")
+    return bool(asked or cfg.finetune_from_model or PathManager.isfile(last))
 
 
 def _stop_at_limit(trainer: Trainer, epoch_itr: Any) -> None:

@@ -17,7 +17,7 @@ from . import compat, ema
 from .errors import UserError
 from .models.ofa.config import resolve
 from .models.ofa.model import OFAModel
-from .models.ofa.tuning import fold_lora, start_fresh, tuned_names
+from .models.ofa.tuning import BACKBONE, fold_lora, start_fresh, tuned_names
 from .whole_file import replacing
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ RECORD = "tuned_base"
 
 
 BASE_FLAG = "--finetune-from-model"
-BACKBONE = "encoder.embed_images."
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -134,17 +133,9 @@ def for_evaluation(task_cfg: Any, path: str, state: dict[str, Any]) -> None:
     ema.for_evaluation(task_cfg, path, state)
 
 
-def check_start(trainer: Any) -> None:
-    """Refuses a run that would save tuned weights without a base; warns of one that freezes what was never trained."""
-    cfg = trainer.cfg
-    last = os.path.join(cfg.checkpoint.save_dir, "checkpoint_last.pt")
-    if (
-        cfg.checkpoint.finetune_from_model
-        or cfg.checkpoint.restore_file != "checkpoint_last.pt"
-        or os.path.isfile(last)
-    ):
-        return
-    if getattr(cfg.model, "save_tuned_only", False):
+def check_fresh_start(trainer: Any) -> None:
+    """Looks at a run that starts from no checkpoint: refused if it would save tuned weights, which need a base."""
+    if getattr(trainer.cfg.model, "save_tuned_only", False):
         raise UserError(f"--save-tuned-only saves what differs from a base: name one by {BASE_FLAG}")
     _warn_of_random_weights(trainer)
 
@@ -154,14 +145,16 @@ def _warn_of_random_weights(trainer: Any) -> None:
     model = trainer._model
     if not isinstance(model, OFAModel) or not trainer.is_data_parallel_master:
         return
+    taught = getattr(trainer.task, "backbone_file", None)  # a task that is not ours has none
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
-    random = [name for name in frozen if not (trainer.task.backbone_file and name.startswith(BACKBONE))]
+    random = [name for name in frozen if not (taught and name.startswith(BACKBONE))]
+    if not random:
+        return
     if all(name.startswith(BACKBONE) for name in random):
         what, way = "the image backbone", f"--resnet-model-path, or {BASE_FLAG}"
     else:
         what, way = f"{len(random)} weights, {random[0]} among them", BASE_FLAG
-    if random:
-        logger.warning(f"{what}: drawn at random and frozen, since this run starts from nothing; give {way}")
+    logger.warning(f"{what}: drawn at random and frozen, since this run starts from nothing; give {way}")
 
 
 def only_tuned(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:

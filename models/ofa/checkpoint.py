@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from .tuning import start_fresh
+from .tuning import BACKBONE, start_fresh
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +156,8 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
         raise UserError(f"{flag}: holds no state dict: save the weights alone, torch.save(model.state_dict(), ...)")
     state = dict(state)
     _rename(state)
-    inside = "encoder.embed_images."
-    if any(key.startswith(inside) for key in state):
-        state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
+    if any(key.startswith(BACKBONE) for key in state):
+        state = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
     state = {key: value for key, value in state.items() if not key.startswith(BEYOND)}
     own = backbone.state_dict()
     _fit_batch_norm(own, state)

@@ -17,6 +17,9 @@ from .config import LORA_LAYERS, OFAConfig
 
 logger = logging.getLogger(__name__)
 
+BACKBONE = "encoder.embed_images."
+"""How the names of the image backbone's weights begin."""
+
 PROMPT_DROPOUT = 0.2  # on the whole prefix, as official
 
 Prefix = tuple[Tensor, Tensor]
@@ -148,7 +151,7 @@ def freeze(model: nn.Module, cfg: OFAConfig) -> None:
     added = [part for kind, part in KINDS.items() if kind in methods(cfg)]
     if added or cfg.bitfit:
         for name, parameter in model.named_parameters():
-            bias = cfg.bitfit and name.endswith("bias") and not name.startswith("encoder.embed_images.")
+            bias = cfg.bitfit and name.endswith("bias") and not name.startswith(BACKBONE)
             parameter.requires_grad_(bias or any(part in name for part in added))
     if cfg.freeze_encoder_embedding or cfg.freeze_decoder_embedding:
         model.encoder.embed_tokens.requires_grad_(False)
